@@ -1,0 +1,1 @@
+"""The realtime gateway: wire, sockets, broker, presence, HTTP and the command line."""

@@ -1,0 +1,1 @@
+"""MongoDB documents, the transaction, the outbox, deadlines and the embedded servers."""

@@ -1,0 +1,1 @@
+"""States, commands, escrow rules and receivers of an invitation, without any I/O."""
