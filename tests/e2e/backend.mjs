@@ -1,0 +1,22 @@
+// A customer's backend: the unmodified `pusher` library for Node, driven by JSON lines.
+import Pusher from "pusher";
+
+import { serve } from "./lines.mjs";
+
+let pusher = null;
+
+async function answer(response) {
+  return { status: response.status, body: await response.text() };
+}
+
+serve({
+  connect({ options }) {
+    pusher = new Pusher(options);
+  },
+  async trigger({ channels, event, data, params }) {
+    return answer(await pusher.trigger(channels, event, data, params));
+  },
+  async batch({ events }) {
+    return answer(await pusher.triggerBatch(events));
+  },
+});
