@@ -1,0 +1,278 @@
+"""What MongoDB holds: the documents under the requirements' own field names, and their indexes.
+
+Schema only, no behaviour. Beanie validates what is read and creates the indexes; `persistence.store`
+says why writes are atomic updates on the collections instead of `save()`.
+
+Source: requirements (field names), DESIGN 3 and 4.
+"""
+
+from datetime import datetime
+from typing import Any, ClassVar, Literal
+
+from beanie import Document
+from bson import ObjectId
+from pydantic import BaseModel, ConfigDict, Field
+from pymongo import ASCENDING, IndexModel
+
+from statemachine.goal import CommandName, GoalState, Movement, Outcome, Reason
+from statemachine.receivers import EXCLUSIVE_GOAL, TRIGGER_EXCLUSIVE_GOAL
+
+SCHEMA_VERSION = 1
+
+
+class _Part(BaseModel):
+    """A part of a document; unknown fields are kept out, as an older or newer node may write them."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, extra="ignore")
+
+
+class Conditions(_Part):
+    """On what the goal hangs: the Session, and the viewer for whom it is exclusive."""
+
+    session_id: ObjectId
+    exclusive_to: str
+
+
+class Context(_Part):
+    """What kind of goal, and for whom."""
+
+    type: Literal["trigger-exclusive", "exclusive"]
+    exclusive_to: str
+
+
+class Metadata(_Part):
+    """The streamer, the paid seconds and, once agreed, when."""
+
+    user_id: str
+    prepaid_duration: int
+    agreed: datetime | None = None
+
+
+class OutboxEntry(_Part):
+    """One signal that a commit sent and whose deliver-phase receivers have not all run.
+
+    Attributes:
+        pending: names of the receivers still to run, in order.
+        occurrence: the fields of `statemachine.receivers.Occurrence`.
+    """
+
+    event_id: str
+    pending: list[str]
+    occurrence: dict[str, Any]
+
+
+class Goal(Document):
+    """An invitation (`TriggerExclusiveGoal`) or the show that follows it (`ExclusiveGoal`).
+
+    Attributes:
+        breakdown: who paid how much, in minor units.
+        exclusive_goal: of an invitation that was started, its show.
+        trigger_goal: of a show, its invitation.
+        due_at: when the timer may claim `due_command`; a claim moves it on by the lease.
+        outbox_due_at: when another process may take over the outbox; absent when it is empty.
+        outbox_owner: the node that delivers at present.
+        version: grows by one with each commit.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, extra="ignore")
+
+    cls: Literal["TriggerExclusiveGoal", "ExclusiveGoal"] = Field(alias="_cls")
+    active: bool
+    progress: float = 1
+    levels: list[Any] = Field(default_factory=list)
+    conditions: Conditions
+    context: Context
+    exp: datetime
+    triggerer: str | None = None
+    metadata: Metadata
+    breakdown: dict[str, int]
+    amount: int
+    state: GoalState
+    reason: Reason | None = None
+    outcome: Outcome | None = None
+    exclusive_goal: ObjectId | None = None
+    trigger_goal: ObjectId | None = None
+    rtc_sources: list[Any] = Field(default_factory=list)
+    created_at: datetime
+    due_at: datetime | None = None
+    due_command: CommandName | None = None
+    outbox: list[OutboxEntry] = Field(default_factory=list)
+    outbox_due_at: datetime | None = None
+    outbox_owner: str | None = None
+    version: int = 1
+    schema_version: int = SCHEMA_VERSION
+
+    class Settings:
+        """Collection and indexes, one for each query."""
+
+        name = "goals"
+        keep_nulls = False
+        indexes: ClassVar = [
+            # goal.snapshot: the open goals of a user, as streamer and as viewer
+            IndexModel([("metadata.user_id", ASCENDING), ("state", ASCENDING)]),
+            IndexModel([("conditions.exclusive_to", ASCENDING), ("state", ASCENDING)]),
+            # the goals of a Session: closing it, and its one agreed or live goal
+            IndexModel([("conditions.session_id", ASCENDING), ("state", ASCENDING)]),
+            # an invariant that no bug can break: one agreed or live goal a Session
+            IndexModel(
+                [("conditions.session_id", ASCENDING)],
+                name="one_show_per_session",
+                unique=True,
+                partialFilterExpression={
+                    "_cls": TRIGGER_EXCLUSIVE_GOAL,
+                    "state": {"$in": [GoalState.AGREED.value, GoalState.LIVE.value]},
+                },
+            ),
+            IndexModel(
+                [("due_at", ASCENDING)],
+                partialFilterExpression={"due_at": {"$exists": True}},
+            ),
+            IndexModel(
+                [("outbox_due_at", ASCENDING)],
+                partialFilterExpression={"outbox_due_at": {"$exists": True}},
+            ),
+        ]
+
+
+class SessionUser(_Part):
+    """The streamer: the requirements' `session.user.id`."""
+
+    id: str
+
+
+class SessionStatus(_Part):
+    """For whom the stream is exclusive at present; empty: for nobody."""
+
+    exclusive_to: list[str] = Field(default_factory=list)
+
+
+class Pair(_Part):
+    """One viewer's invitation and show, `exclusive_goal_pairs.{user}`."""
+
+    trigger_exclusive_goal: ObjectId
+    trigger_exclusive_goal_agreed: datetime | None = None
+    trigger_exclusive_goal_ended: bool | None = None
+    exclusive_goal: ObjectId | None = None
+    exclusive_goal_ended: bool | None = None
+
+
+class ViewerPass(_Part):
+    """When one viewer may watch, `viewers.{user}`; `duration` in seconds."""
+
+    nbf: datetime
+    duration: float
+    exp: datetime
+
+
+class Session(Document):
+    """A streamer's live broadcast."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, extra="ignore")
+
+    user: SessionUser
+    active: bool = True
+    status: SessionStatus = Field(default_factory=SessionStatus)
+    exclusive_goal_pairs: dict[str, Pair] = Field(default_factory=dict)
+    viewers: dict[str, ViewerPass] = Field(default_factory=dict)
+    rtc_sources: list[Any] = Field(default_factory=list)
+    created_at: datetime
+    ended_at: datetime | None = None
+    version: int = 1
+    schema_version: int = SCHEMA_VERSION
+
+    class Settings:
+        """Collection and indexes."""
+
+        name = "sessions"
+        keep_nulls = False
+        indexes: ClassVar = [
+            IndexModel(
+                [("user.id", ASCENDING)],
+                name="one_live_session_per_streamer",
+                unique=True,
+                partialFilterExpression={"active": True},
+            ),
+        ]
+
+
+class EscrowEntry(Document):
+    """One posting of the ledger; its `_id` is the posting's idempotency key."""
+
+    id: str  # type: ignore[assignment]
+    goal_id: ObjectId
+    session_id: ObjectId
+    viewer_id: str
+    streamer_id: str
+    movement: Movement
+    debit: str
+    credit: str
+    amount: int
+    reason: str
+    at: datetime
+    schema_version: int = SCHEMA_VERSION
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, extra="ignore")
+
+    class Settings:
+        """Collection and indexes."""
+
+        name = "escrow"
+        indexes: ClassVar = [
+            IndexModel([("goal_id", ASCENDING)]),
+            IndexModel([("viewer_id", ASCENDING), ("at", ASCENDING)]),
+        ]
+
+
+class RequestRecord(Document):
+    """The answer that a `request_id` was given, kept for a day; `_id` is `{user}:{request_id}`."""
+
+    id: str  # type: ignore[assignment]
+    fingerprint: str
+    goal: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    at: datetime
+
+    class Settings:
+        """Collection and indexes."""
+
+        name = "requests"
+        indexes: ClassVar = [IndexModel([("at", ASCENDING)], expireAfterSeconds=86_400)]
+
+
+class GoalRecord(Document):
+    """The analytics record of an ended goal; `_id` is the event id."""
+
+    id: str  # type: ignore[assignment]
+    goal_type: str
+    goal_id: str
+    session_id: str
+    streamer_id: str
+    viewer_id: str
+    agreed: bool
+    at: datetime
+
+    class Settings:
+        """Collection and indexes."""
+
+        name = "goal_records"
+        indexes: ClassVar = [
+            IndexModel([("streamer_id", ASCENDING), ("at", ASCENDING)]),
+            IndexModel([("at", ASCENDING)]),
+        ]
+
+
+DOCUMENTS: tuple[type[Document], ...] = (Goal, Session, EscrowEntry, RequestRecord, GoalRecord)
+
+__all__ = [
+    "DOCUMENTS",
+    "EXCLUSIVE_GOAL",
+    "TRIGGER_EXCLUSIVE_GOAL",
+    "EscrowEntry",
+    "Goal",
+    "GoalRecord",
+    "OutboxEntry",
+    "Pair",
+    "RequestRecord",
+    "Session",
+    "ViewerPass",
+]
