@@ -8,10 +8,13 @@ and release share the key `close`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from statemachine.goal import Movement
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 ESCROW_ACCOUNT = "escrow"
 

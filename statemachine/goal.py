@@ -257,7 +257,8 @@ class Decision:
         active: the requirements' field after the command.
         expires_at: `exp` after the command; `min(exp, now)` once a goal is inactive.
         agreed_at: set by agree, else none.
-        due: the next deadline, none when there is none.
+        due: the next deadline. None when there is none, and after agree, where the receiver
+            `trigger_exclusive_goal_escrow_refund` sets it.
         deactivates: whether the command runs `deactivate_goal` and so signals `goal.ended`.
     """
 
@@ -425,8 +426,6 @@ def _decision(goal: GoalFacts, rule: Rule, now: datetime, limits: Limits) -> Dec
     due: Due | None = None
     if invites:
         due = Due(CommandName.EXPIRE, expires_at)
-    elif agrees:
-        due = Due(CommandName.REFUND, expires_at + timedelta(seconds=limits.refund_delay_s))
     elif rule.command is CommandName.START:
         begins_at = goal.viewer_nbf or now
         length_s = show_duration_s(goal.prepaid_duration_s, limits)

@@ -9,14 +9,16 @@ Source: requirements (`goal.ended` and its receivers), DESIGN 3.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Final, TYPE_CHECKING
 
 from statemachine.goal import CommandName, Due
 from statemachine.instants import rfc3339
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 TRIGGER_EXCLUSIVE_GOAL: Final = "TriggerExclusiveGoal"
 EXCLUSIVE_GOAL: Final = "ExclusiveGoal"

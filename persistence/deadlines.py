@@ -1,0 +1,83 @@
+"""Claims due goals with a lease and sends them their timer command.
+
+A deadline is a field of the goal, written with its state. No timer is only in memory: after any
+restart what is due is found at once, by whichever process looks first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from pymongo import ReturnDocument
+
+from persistence.intents import Intent
+from statemachine.goal import CommandName, Role
+
+if TYPE_CHECKING:
+    from bson import ObjectId
+
+    from persistence.intents import Answer
+    from persistence.goals import Goals
+    from persistence.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class DueGoal:
+    """A goal whose deadline this process has claimed, and how late it is."""
+
+    goal_id: ObjectId
+    command: CommandName
+    late_s: float
+
+
+class Deadlines:
+    """The deadlines of all goals: expiry, refund check, end of the show."""
+
+    def __init__(self, store: Store, goals: Goals) -> None:
+        self._store = store
+        self._goals = goals
+
+    async def claim_due(self, limit: int) -> list[DueGoal]:
+        """Claims up to `limit` due goals, the earliest first."""
+        claimed: list[DueGoal] = []
+        async with self._store.reading():
+            now = self._store.clock.now()
+            free = {
+                "due_at": {"$lte": now},
+                "$or": [
+                    {"due_lease_until": {"$exists": False}},
+                    {"due_lease_until": {"$lte": now}},
+                ],
+            }
+            found = await (
+                self._store.goals.find(free, {"_id": True}).sort("due_at").limit(limit).to_list()
+            )
+            for row in found:
+                goal = await self._store.goals.find_one_and_update(
+                    {"_id": row["_id"], **free},
+                    {
+                        "$set": {
+                            "due_lease_until": now + timedelta(seconds=self._store.options.lease_s),
+                            "due_owner": self._store.owner,
+                        }
+                    },
+                    projection={"due_at": True, "due_command": True},
+                    return_document=ReturnDocument.BEFORE,
+                )
+                if goal is not None:
+                    late_s = (now - goal["due_at"]).total_seconds()
+                    command = CommandName(goal["due_command"])
+                    claimed.append(DueGoal(goal["_id"], command, late_s))
+        return claimed
+
+    async def fire(self, due: DueGoal) -> Answer:
+        """Sends a claimed goal its timer command.
+
+        `check_trigger_exclusive_goal_refundable` of the requirements is the refund command here:
+        the table allows it only while no ExclusiveGoal exists.
+        """
+        return await self._goals.execute(
+            Intent(due.command, Role.TIMER, user_id=None, goal_id=str(due.goal_id))
+        )

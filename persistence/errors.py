@@ -1,0 +1,24 @@
+"""What can go wrong with the database.
+
+StoreError
+├── StoreUnavailable   MongoDB can't be reached or does not answer in time; ask again
+└── StoreOverloaded    too many commands wait for the database already; ask again
+"""
+
+from __future__ import annotations
+
+
+class StoreError(Exception):
+    """Base of this package's errors."""
+
+
+class StoreUnavailable(StoreError):
+    """MongoDB can't be reached, or did not answer within the deadline."""
+
+
+class StoreOverloaded(StoreError):
+    """The queue in front of the database is full."""
+
+
+class Conflict(Exception):  # noqa: N818 - not a fault: somebody was faster, decide again
+    """Another write came between a decision and its commit."""

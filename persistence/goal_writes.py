@@ -1,0 +1,464 @@
+"""From a decision to what is written: filters, updates, ledger rows and outbox entries. Pure.
+
+Everything that one command changes is gathered in a `Writes` and goes into one transaction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, TYPE_CHECKING
+
+from bson import ObjectId
+
+from persistence.clock import milliseconds
+from persistence.documents import SCHEMA_VERSION, Goal, OutboxEntry, Session
+from persistence.intents import Delivery
+from persistence.views import goal_view
+from statemachine.escrow import posting
+from statemachine.goal import (
+    CommandName,
+    Decision,
+    Due,
+    GoalFacts,
+    GoalState,
+    Limits,
+    Movement,
+)
+from statemachine.instants import rfc3339
+from statemachine.receivers import (
+    EXCLUSIVE_GOAL,
+    TRIGGER_EXCLUSIVE_GOAL,
+    Effect,
+    KeepSources,
+    MakeDue,
+    Occurrence,
+    Phase,
+    Registry,
+    SetOnSession,
+    Signal,
+    SyncViewers,
+    UnsetOtherPairs,
+)
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from collections.abc import Iterable, Mapping
+
+Row = dict[str, Any]
+
+_SIGNAL_OF_MOVEMENT: Final = {
+    Movement.HOLD: Signal.ESCROW_HELD,
+    Movement.CAPTURE: Signal.ESCROW_CAPTURED,
+    Movement.RELEASE: Signal.ESCROW_RELEASED,
+}
+_REASON_OF_MOVEMENT: Final = {Movement.HOLD: "invited", Movement.CAPTURE: "started"}
+
+
+@dataclass(slots=True)
+class SessionWrite:
+    """One update of the Session: `stages` of a pipeline behind a guard on its version."""
+
+    guard: Row = field(default_factory=dict)
+    set_fields: Row = field(default_factory=dict)
+    unset_fields: list[str] = field(default_factory=list)
+    sync: SyncViewers | None = None
+    cleans_up: bool = False
+
+    def pipeline(self) -> list[Row]:
+        """The update; every value that is not an expression is a literal (FINDINGS)."""
+        stages: list[Row] = [
+            {
+                "$set": {
+                    **{name: {"$literal": value} for name, value in self.set_fields.items()},
+                    "version": {"$add": ["$version", 1]},
+                }
+            }
+        ]
+        if self.sync is not None:
+            stages.extend(_viewer_stages(self.sync))
+        if self.unset_fields:
+            stages.append({"$unset": list(self.unset_fields)})
+        return stages
+
+
+def _viewer_stages(sync: SyncViewers) -> list[Row]:
+    """`viewers.{id}` of the requirements: `nbf` kept if there, `exp` from it."""
+    first: Row = {}
+    second: Row = {}
+    for viewer_id in sync.viewer_ids:
+        path = f"viewers.{viewer_id}"
+        first[f"{path}.nbf"] = {"$ifNull": [f"${path}.nbf", {"$literal": sync.nbf}]}
+        first[f"{path}.duration"] = {"$literal": sync.duration_s}
+        second[f"{path}.exp"] = {"$add": [f"${path}.nbf", round(sync.duration_s * 1000)]}
+    return [{"$set": first}, {"$set": second}]
+
+
+@dataclass(slots=True)
+class GoalWrite:
+    """One goal's part in a command: compare-and-set, ledger row, outbox entries."""
+
+    goal_id: ObjectId
+    guard: Row
+    set_fields: Row
+    unset_fields: list[str]
+    entries: list[OutboxEntry]
+    ledger: list[Row]
+    after: Goal
+
+    def update(self) -> Row:
+        """The update document of the compare-and-set."""
+        update: Row = {"$set": self.set_fields, "$inc": {"version": 1}}
+        if self.unset_fields:
+            update["$unset"] = dict.fromkeys(self.unset_fields, "")
+        if self.entries:
+            update["$push"] = {"outbox": {"$each": [entry.model_dump() for entry in self.entries]}}
+        return update
+
+    def delivery(self, before_outbox: int) -> Delivery | None:
+        """What this process delivers; nothing when earlier entries are still on their way.
+
+        Whoever delivers those goes on with these: one goal's events keep their order.
+        """
+        if not self.entries or before_outbox:
+            return None
+        return Delivery(self.goal_id, tuple(self.entries))
+
+
+def facts_of(goal: Goal, session: Session, viewer_nbf: datetime | None = None) -> GoalFacts:
+    """What the state machine wants to know of a stored goal."""
+    viewer_id = goal.conditions.exclusive_to
+    mine = {GoalState.AGREED: [viewer_id], GoalState.LIVE: [viewer_id]}.get(goal.state)
+    exclusive_to = session.status.exclusive_to
+    held_pass = session.viewers.get(viewer_id)
+    return GoalFacts(
+        state=goal.state,
+        streamer_id=goal.metadata.user_id,
+        viewer_id=viewer_id,
+        amount_minor=goal.amount,
+        prepaid_duration_s=goal.metadata.prepaid_duration,
+        expires_at=goal.exp,
+        reason=goal.reason,
+        due_at=goal.due_at,
+        session_active=session.active,
+        session_taken=bool(exclusive_to) and exclusive_to != mine,
+        viewer_nbf=viewer_nbf or (held_pass.nbf if held_pass else None),
+    )
+
+
+class Writer:
+    """Builds the writes of each command; holds nothing but the registry and the limits."""
+
+    def __init__(self, registry: Registry, limits: Limits, owner: str, lease_s: float) -> None:
+        self._registry = registry
+        self._limits = limits
+        self._owner = owner
+        self._lease_s = lease_s
+
+    def goal_write(
+        self, before: Goal, decision: Decision, now: datetime, client_id: str | None
+    ) -> tuple[GoalWrite, list[Effect]]:
+        """The compare-and-set of an existing goal and the commit-phase effects of its signals."""
+        assert before.id is not None
+        after = _after(before, decision, client_id)
+        occurrences = self._occurrences(before, after, decision, now)
+        effects: list[Effect] = []
+        for occurrence in occurrences:
+            for receiver in self._registry.of(
+                occurrence.signal, occurrence.goal_type, Phase.COMMIT
+            ):
+                effects.extend(receiver.react(occurrence))
+        due = decision.due
+        for effect in effects:
+            if isinstance(effect, MakeDue):
+                due = effect.due
+        _set_due(after, due)
+        set_fields: Row = {
+            "active": after.active,
+            "exp": after.exp,
+            "state": after.state.value,
+        }
+        if after.reason is not None:
+            set_fields["reason"] = after.reason.value
+        if after.outcome is not None:
+            set_fields["outcome"] = after.outcome.value
+        if decision.deactivates:
+            set_fields["triggerer"] = client_id
+        if decision.agreed_at is not None:
+            set_fields["metadata.agreed"] = decision.agreed_at
+        if decision.command is CommandName.START:
+            set_fields["exclusive_goal"] = after.exclusive_goal
+        entries = self.outbox_entries(occurrences)
+        unset_fields = ["due_lease_until", "due_owner"]
+        if due is None:
+            unset_fields += ["due_at", "due_command"]
+        else:
+            set_fields |= {"due_at": due.at, "due_command": due.command.value}
+        if entries:
+            set_fields |= self.outbox_lease(now)
+        guard: Row = {
+            "_id": before.id,
+            "metadata.user_id": before.metadata.user_id,
+            "state": before.state.value,
+            "version": before.version,
+        }
+        if decision.deactivates:
+            guard["active"] = True
+        write = GoalWrite(
+            goal_id=before.id,
+            guard=guard,
+            set_fields=set_fields,
+            unset_fields=unset_fields,
+            entries=entries,
+            ledger=self.ledger_rows(before, decision, now),
+            after=after,
+        )
+        return write, effects
+
+    def session_write(
+        self, session: Session, goal: Goal, decision: Decision, effects: Iterable[Effect]
+    ) -> SessionWrite | None:
+        """The one update of the Session that a command and its receivers make."""
+        viewer_id = goal.conditions.exclusive_to
+        pair = session.exclusive_goal_pairs.get(viewer_id)
+        pair_is_ours = pair is not None and pair.trigger_exclusive_goal == goal.id
+        write = SessionWrite(guard={"_id": session.id, "version": session.version})
+        for effect in effects:
+            match effect:
+                # The requirements' filter: a pair that names another goal is left alone.
+                case SetOnSession() if pair_is_ours:
+                    write.guard[f"exclusive_goal_pairs.{viewer_id}.trigger_exclusive_goal"] = (
+                        goal.id
+                    )
+                    write.set_fields |= effect.fields
+                case SyncViewers():
+                    write.sync = effect
+                case UnsetOtherPairs():
+                    write.cleans_up = len(session.exclusive_goal_pairs) > 1
+                case _:
+                    pass
+        path = f"exclusive_goal_pairs.{viewer_id}"
+        if decision.command is CommandName.START and pair_is_ours:
+            write.set_fields[f"{path}.exclusive_goal"] = goal.exclusive_goal
+        if decision.command in (CommandName.FINISH, CommandName.REFUND):
+            write.unset_fields.append(f"viewers.{viewer_id}")
+            if session.status.exclusive_to == [viewer_id]:
+                write.set_fields["status.exclusive_to"] = []
+            if pair_is_ours and decision.command is CommandName.FINISH:
+                write.set_fields[f"{path}.exclusive_goal_ended"] = True
+            elif pair_is_ours:
+                write.unset_fields.append(path)
+        if not (write.set_fields or write.unset_fields or write.sync):
+            return None
+        return write
+
+    def outbox_lease(self, now: datetime) -> Row:
+        """The fields that keep other processes from an outbox that this one delivers."""
+        return {
+            "outbox_due_at": now + milliseconds(self._lease_s),
+            "outbox_owner": self._owner,
+        }
+
+    def outbox_entries(self, occurrences: Iterable[Occurrence]) -> list[OutboxEntry]:
+        """One entry for each signal that anyone receives."""
+        entries = []
+        for occurrence in occurrences:
+            receivers = self._registry.of(occurrence.signal, occurrence.goal_type, Phase.DELIVER)
+            if receivers:
+                entries.append(
+                    OutboxEntry(
+                        event_id=occurrence.event_id,
+                        pending=[receiver.name for receiver in receivers],
+                        occurrence=asdict(occurrence)
+                        | {"signal": occurrence.signal.value, "args": dict(occurrence.args)},
+                    )
+                )
+        return entries
+
+    def invited(self, goal: Goal, decision: Decision, now: datetime) -> list[Occurrence]:
+        """The signals of a new invitation: the goal is added, its escrow held."""
+        added = self._occurrence(Signal.GOAL_ADDED, goal, now, goal_view(goal))
+        return [added, *self._escrow_occurrences(goal, decision, now)]
+
+    def ledger_rows(self, goal: Goal, decision: Decision, now: datetime) -> list[Row]:
+        """The posting that the decision makes, as the ledger keeps it."""
+        if decision.movement is None:
+            return []
+        entry = posting(
+            decision.movement,
+            goal_id=str(goal.id),
+            viewer_id=goal.conditions.exclusive_to,
+            streamer_id=goal.metadata.user_id,
+            amount_minor=goal.amount,
+        )
+        return [
+            {
+                "_id": entry.key,
+                "goal_id": goal.id,
+                "session_id": goal.conditions.session_id,
+                "viewer_id": goal.conditions.exclusive_to,
+                "streamer_id": goal.metadata.user_id,
+                "movement": entry.movement.value,
+                "debit": entry.debit,
+                "credit": entry.credit,
+                "amount": entry.amount_minor,
+                "reason": _reason(decision),
+                "at": now,
+                "schema_version": SCHEMA_VERSION,
+            }
+        ]
+
+    def _occurrences(
+        self, before: Goal, after: Goal, decision: Decision, now: datetime
+    ) -> list[Occurrence]:
+        found: list[Occurrence] = []
+        if decision.deactivates:
+            args = goal_ended_args(before, after)
+            found.append(self._occurrence(Signal.GOAL_ENDED, after, now, args))
+        if decision.command in (CommandName.START, CommandName.FINISH):
+            starts = decision.command is CommandName.START
+            signal = Signal.EXCLUSIVE_STARTED if starts else Signal.EXCLUSIVE_ENDED
+            args = {
+                "session_id": str(after.conditions.session_id),
+                "goal_id": str(after.id),
+                "exclusive_to": after.conditions.exclusive_to,
+            }
+            found.append(self._occurrence(signal, after, now, args, EXCLUSIVE_GOAL))
+            if not starts:
+                # The show is a goal of its own, and no longer active.
+                show = show_of(after, decision, now)
+                ended = goal_ended_args(show, show) | {"goal_id": str(after.exclusive_goal)}
+                found.append(self._occurrence(Signal.GOAL_ENDED, after, now, ended, EXCLUSIVE_GOAL))
+        return [*found, *self._escrow_occurrences(after, decision, now)]
+
+    def _escrow_occurrences(
+        self, goal: Goal, decision: Decision, now: datetime
+    ) -> list[Occurrence]:
+        if decision.movement is None:
+            return []
+        args = {"goal_id": str(goal.id), "amount": goal.amount, "reason": _reason(decision)}
+        return [self._occurrence(_SIGNAL_OF_MOVEMENT[decision.movement], goal, now, args)]
+
+    def _occurrence(
+        self,
+        signal: Signal,
+        goal: Goal,
+        now: datetime,
+        args: Mapping[str, object],
+        goal_type: str = TRIGGER_EXCLUSIVE_GOAL,
+    ) -> Occurrence:
+        return Occurrence(
+            signal=signal,
+            event_id=f"{goal.id}:{goal.version}:{signal}",
+            goal_type=goal_type,
+            goal_id=str(goal.id),
+            session_id=str(goal.conditions.session_id),
+            streamer_id=goal.metadata.user_id,
+            viewer_id=goal.conditions.exclusive_to,
+            breakdown=tuple(goal.breakdown),
+            prepaid_duration_s=goal.metadata.prepaid_duration,
+            show_grace_s=self._limits.show_grace_s,
+            refund_delay_s=self._limits.refund_delay_s,
+            at=now,
+            exp=goal.exp,
+            agreed_at=goal.metadata.agreed if signal is Signal.GOAL_ENDED else None,
+            args=args,
+        )
+
+
+def occurrence_of(entry: OutboxEntry) -> Occurrence:
+    """Reads an outbox entry back."""
+    fields = dict(entry.occurrence)
+    fields["signal"] = Signal(fields["signal"])
+    fields["breakdown"] = tuple(fields["breakdown"])
+    return Occurrence(**fields)
+
+
+def goal_ended_args(before: Goal, after: Goal) -> Row:
+    """The arguments of `goal.ended`, all of them.
+
+    Source: requirements, Task `deactivate_goal`.
+    """
+    metadata: Row = {
+        "user_id": before.metadata.user_id,
+        "prepaid_duration": before.metadata.prepaid_duration,
+    }
+    if after.metadata.agreed is not None:
+        metadata["agreed"] = rfc3339(after.metadata.agreed)
+    return {
+        "goal_id": str(before.id),
+        "_cls": before.cls,
+        "active": False,
+        "progress": 1,
+        "levels": [],
+        "conditions": {
+            "session_id": str(before.conditions.session_id),
+            "exclusive_to": before.conditions.exclusive_to,
+        },
+        "context": {
+            "type": before.context.type,
+            "exclusive_to": before.context.exclusive_to,
+        },
+        "exp": rfc3339(after.exp),
+        "triggerer": after.triggerer,
+        "metadata": metadata,
+    }
+
+
+def show_of(goal: Goal, decision: Decision, now: datetime) -> Goal:
+    """The ExclusiveGoal that follows an agreed invitation, as it is at `now`."""
+    starts = decision.command is CommandName.START
+    show: Goal = goal.model_copy(
+        update={
+            "id": goal.exclusive_goal,
+            "cls": EXCLUSIVE_GOAL,
+            "active": starts,
+            "context": goal.context.model_copy(update={"type": "exclusive"}),
+            "exp": decision.due.at if decision.due else now,
+            "exclusive_goal": None,
+            "trigger_goal": goal.id,
+            "created_at": now,
+            "due_at": None,
+            "due_command": None,
+            "outbox": [],
+            "outbox_due_at": None,
+            "outbox_owner": None,
+            "version": 1,
+        },
+    )
+    return show
+
+
+def keeps_sources(effects: Iterable[Effect]) -> bool:
+    """Whether the Session's media sources are to be kept on the show that ended."""
+    return any(isinstance(effect, KeepSources) for effect in effects)
+
+
+def _reason(decision: Decision) -> str:
+    assert decision.movement is not None
+    if decision.reason is not None:
+        return decision.reason.value
+    return _REASON_OF_MOVEMENT[decision.movement]
+
+
+def _after(before: Goal, decision: Decision, client_id: str | None) -> Goal:
+    update: Row = {
+        "active": decision.active,
+        "exp": decision.expires_at,
+        "state": decision.target,
+        "reason": decision.reason or before.reason,
+        "outcome": decision.outcome or before.outcome,
+        "version": before.version + 1,
+    }
+    if decision.deactivates:
+        update["triggerer"] = client_id
+    if decision.agreed_at is not None:
+        update["metadata"] = before.metadata.model_copy(update={"agreed": decision.agreed_at})
+    if decision.command is CommandName.START:
+        update["exclusive_goal"] = ObjectId()
+    after: Goal = before.model_copy(update=update)
+    return after
+
+
+def _set_due(goal: Goal, due: Due | None) -> None:
+    goal.due_at = due.at if due else None
+    goal.due_command = due.command if due else None

@@ -1,0 +1,273 @@
+"""Finishes what a commit left to do: runs the deliver-phase receivers of a goal's outbox.
+
+Right after a commit the process that made it delivers. The outbox only serves what a crash or a
+fault left behind: once its lease has run out, any process takes it over. A goal's entries are
+delivered in order, by one process at a time. Receivers run at least once; what they cause carries
+the entry's event id, the same each time.
+
+The whole outbox of a commit is removed by one write when all its receivers have run. What has run
+is written down on its own only when a later receiver fails (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pymongo import ReturnDocument
+from pymongo.errors import DuplicateKeyError
+
+from persistence.documents import OutboxEntry
+from persistence.faults import Step, reached
+from persistence.goal_writes import occurrence_of
+from persistence.intents import Delivery
+from statemachine.goal import RULES, CommandName
+from statemachine.receivers import Registry, Settle, Track
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from bson import ObjectId
+
+    from persistence.store import Row, Store
+    from statemachine.receivers import Effect, Occurrence
+
+# After a failure the outbox is tried again this much later.
+_FIRST_RETRY_S = 0.25
+
+_SETTLE = next(rule for rule in RULES if rule.command is CommandName.SETTLE)
+
+
+class Performer(Protocol):
+    """What a shell does with the effects of the deliver phase."""
+
+    async def perform(self, occurrence: Occurrence, effects: Sequence[Effect]) -> None:
+        """Performs the effects of one receiver, or raises and has them tried again."""
+
+
+class DeliveryFailed(Exception):  # noqa: N818 - it is the fact that a delivery has failed
+    """A receiver's effects could not be performed now."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far one run through an outbox has come."""
+
+    done_entries: list[str]
+    settles: bool
+    failed: OutboxEntry | None = None
+    left: tuple[str, ...] = ()
+    error: str = ""
+
+
+class Outbox:
+    """The outboxes of all goals."""
+
+    def __init__(self, store: Store, registry: Registry, performer: Performer) -> None:
+        self._store = store
+        self._registry = registry
+        self._performer = performer
+
+    async def deliver(self, delivery: Delivery, ran: frozenset[str] = frozenset()) -> bool:
+        """Runs the receivers of a goal's entries, and of those that are added meanwhile.
+
+        Args:
+            delivery: the goal and its entries, oldest first.
+            ran: receivers that the caller has already run for the first entries.
+
+        Returns:
+            Whether all have run; what has not is tried again, here or elsewhere.
+        """
+        entries = list(delivery.entries)
+        while entries:
+            progress = await self._run(entries, ran)
+            reached(Step.BEFORE_OUTBOX_REMOVAL)
+            entries = await self._record(delivery.goal_id, progress)
+            reached(Step.AFTER_OUTBOX_REMOVAL)
+            if progress.failed is not None:
+                return False
+            ran = frozenset()
+        return True
+
+    async def claim_due(self, limit: int) -> list[Delivery]:
+        """Takes over outboxes whose delivery has not finished within its lease."""
+        deliveries: list[Delivery] = []
+        async with self._store.reading():
+            now = self._store.clock.now()
+            found = await (
+                self._store.goals.find({"outbox_due_at": {"$lte": now}}, {"_id": True})
+                .sort("outbox_due_at")
+                .limit(limit)
+                .to_list()
+            )
+            for row in found:
+                claimed = await self._store.goals.find_one_and_update(
+                    {"_id": row["_id"], "outbox_due_at": {"$lte": now}},
+                    {"$set": self._lease(now)},
+                    projection={"outbox": True},
+                    return_document=ReturnDocument.AFTER,
+                )
+                if claimed is not None:
+                    deliveries.append(_delivery(claimed))
+        return deliveries
+
+    async def take_over(self) -> int:
+        """Makes due at once what an earlier process of this node's name left behind.
+
+        Returns:
+            How many outboxes and deadlines that were.
+        """
+        name = self._store.options.node_name
+        mine = {"$regex": f"^{_escaped(name)}/", "$ne": self._store.owner}
+        async with self._store.reading():
+            now = self._store.clock.now()
+            outboxes = await self._store.goals.update_many(
+                {"outbox_due_at": {"$exists": True}, "outbox_owner": mine},
+                {"$set": {"outbox_due_at": now}},
+            )
+            deadlines = await self._store.goals.update_many(
+                {"due_at": {"$exists": True}, "due_owner": mine},
+                {"$unset": {"due_lease_until": "", "due_owner": ""}},
+            )
+        return outboxes.modified_count + deadlines.modified_count
+
+    async def pending(self) -> int:
+        """How many goals have an outbox that is not empty."""
+        async with self._store.reading():
+            return await self._store.goals.count_documents({"outbox_due_at": {"$exists": True}})
+
+    async def track(self, effect: Track) -> bool:
+        """Writes an analytics record; tells whether it is the first time."""
+        async with self._store.reading():
+            try:
+                await self._store.goal_records.insert_one({"_id": effect.event_id, **effect.record})
+            except DuplicateKeyError:
+                return False
+        return True
+
+    async def _run(self, entries: Sequence[OutboxEntry], ran: frozenset[str]) -> _Progress:
+        progress = _Progress(done_entries=[], settles=False)
+        for entry in entries:
+            occurrence = occurrence_of(entry)
+            for position, name in enumerate(entry.pending):
+                if name in ran:
+                    continue
+                reached(Step.BEFORE_RECEIVER, name)
+                try:
+                    progress.settles |= await self._receive(name, occurrence)
+                except DeliveryFailed as error:
+                    progress.failed = entry
+                    progress.left = tuple(entry.pending[position:])
+                    progress.error = str(error)
+                    return progress
+                reached(Step.AFTER_RECEIVER, name)
+            progress.done_entries.append(entry.event_id)
+        return progress
+
+    async def _receive(self, name: str, occurrence: Occurrence) -> bool:
+        """Runs one receiver; tells whether it settles the goal."""
+        receiver = self._registry.named(name, occurrence.signal, occurrence.goal_type)
+        if receiver is None:
+            # A newer node knows it; until one runs, the entry waits.
+            raise DeliveryFailed(f"no receiver {name} of {occurrence.signal} in this process")
+        effects = receiver.react(occurrence)
+        await self._performer.perform(
+            occurrence, [effect for effect in effects if not isinstance(effect, Settle)]
+        )
+        return any(isinstance(effect, Settle) for effect in effects)
+
+    async def _record(self, goal_id: ObjectId, progress: _Progress) -> list[OutboxEntry]:
+        """Removes what has run and settles; returns what else lies in the outbox by now."""
+        async with self._store.reading():
+            now = self._store.clock.now()
+            after = await self._store.goals.find_one_and_update(
+                {"_id": goal_id},
+                self._recording(progress, now),
+                projection={"outbox": True},
+                return_document=ReturnDocument.AFTER,
+            )
+        if after is None or progress.failed is not None:
+            return []
+        return list(_delivery(after).entries)
+
+    def _recording(self, progress: _Progress, now: datetime) -> list[Row]:
+        """The update: one pipeline, so that entries that come meanwhile are kept."""
+        changes: Row = {
+            "outbox": {
+                "$filter": {
+                    "input": "$outbox",
+                    "cond": {
+                        "$not": {"$in": ["$$this.event_id", {"$literal": progress.done_entries}]}
+                    },
+                }
+            }
+        }
+        stages: list[Row] = [{"$set": changes}]
+        if progress.failed is not None:
+            stages.append(_trimmed(progress.failed.event_id, progress.left))
+        if progress.settles:
+            stages.append(_settled())
+        lease = self._lease(now)
+        if progress.failed is not None:
+            lease["outbox_due_at"] = now + timedelta(seconds=_FIRST_RETRY_S)
+        empty = {"$eq": [{"$size": "$outbox"}, 0]}
+        stages.append(
+            {
+                "$set": {
+                    name: {"$cond": [empty, "$$REMOVE", {"$literal": value}]}
+                    for name, value in lease.items()
+                }
+            }
+        )
+        return stages
+
+    def _lease(self, now: datetime) -> Row:
+        return {
+            "outbox_due_at": now + timedelta(seconds=self._store.options.lease_s),
+            "outbox_owner": self._store.owner,
+        }
+
+
+def _trimmed(event_id: str, left: Sequence[str]) -> Row:
+    """Leaves of one entry the receivers that have not run."""
+    return {
+        "$set": {
+            "outbox": {
+                "$map": {
+                    "input": "$outbox",
+                    "in": {
+                        "$cond": [
+                            {"$eq": ["$$this.event_id", event_id]},
+                            {"$mergeObjects": ["$$this", {"pending": {"$literal": list(left)}}]},
+                            "$$this",
+                        ]
+                    },
+                }
+            }
+        }
+    }
+
+
+def _settled() -> Row:
+    """The table's line `declined, settle -> ended`, for a goal that is declined still."""
+    declined = {"$eq": ["$state", _SETTLE.source.value]}
+    assert _SETTLE.outcome is not None
+    return {
+        "$set": {
+            "state": {"$cond": [declined, _SETTLE.target.value, "$state"]},
+            "outcome": {"$cond": [declined, _SETTLE.outcome.value, "$outcome"]},
+            "version": {"$cond": [declined, {"$add": ["$version", 1]}, "$version"]},
+        }
+    }
+
+
+def _delivery(row: dict[str, Any]) -> Delivery:
+    return Delivery(
+        row["_id"], tuple(OutboxEntry.model_validate(entry) for entry in row.get("outbox", ()))
+    )
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"\\{letter}" if not letter.isalnum() else letter for letter in name)

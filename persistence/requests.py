@@ -1,0 +1,68 @@
+"""A `request_id` is answered once: the answer is kept with what it asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pymongo.errors import DuplicateKeyError
+
+from persistence.intents import Answer, Done, Intent, Refused
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from persistence.store import Store
+
+REUSED = "request_id_reused"
+
+
+class RequestRecords:
+    """The answers given in the last day."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def remember(self, intent: Intent, answer: Answer, now: datetime) -> None:
+        """Keeps an answer; inside a transaction it is kept only with the command's effect.
+
+        Raises:
+            DuplicateKeyError: the request has an answer already.
+        """
+        key = intent.request_key
+        if key is None:
+            return
+        row: dict[str, Any] = {
+            "_id": key,
+            "fingerprint": intent.fingerprint,
+            "goal": answer.goal,
+            "at": now,
+        }
+        if isinstance(answer, Refused):
+            row["error"] = {"code": answer.code, "message": answer.message}
+        else:
+            row["session_id"] = answer.session_id
+        await self._store.requests.insert_one(row)
+
+    async def answer_of(self, intent: Intent) -> Answer | None:
+        """The answer that this request was given before, if it was."""
+        key = intent.request_key
+        if key is None:
+            return None
+        row = await self._store.requests.find_one({"_id": key})
+        if row is None:
+            return None
+        if row["fingerprint"] != intent.fingerprint:
+            return Refused(REUSED, "This request_id was used for another command.")
+        if error := row.get("error"):
+            return Refused(error["code"], error["message"], row["goal"])
+        return Done(goal=row["goal"], session_id=row["session_id"])
+
+    async def refuse(self, intent: Intent, refused: Refused, now: datetime) -> Answer:
+        """Answers a request that changed nothing: as it was answered before, or as `refused`."""
+        if intent.request_key is None:
+            return refused
+        try:
+            await self.remember(intent, refused, now)
+        except DuplicateKeyError:
+            return await self.answer_of(intent) or refused
+        return refused

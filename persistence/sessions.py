@@ -1,0 +1,111 @@
+"""A streamer's Sessions: going live, ending, and who may watch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bson import ObjectId
+from pymongo.errors import DuplicateKeyError
+
+from persistence.documents import Session, SessionUser
+from persistence.errors import Conflict, StoreUnavailable
+from persistence.goals import object_id
+from statemachine.goal import CommandName, GoalState
+
+if TYPE_CHECKING:
+    from persistence.intents import Delivery
+    from persistence.goals import Goals
+    from persistence.store import Store
+
+
+class Sessions:
+    """Sessions and the commands on them."""
+
+    def __init__(self, store: Store, goals: Goals) -> None:
+        self._store = store
+        self._goals = goals
+
+    async def create(self, streamer_id: str, rtc_sources: list[Any]) -> tuple[Session, bool]:
+        """Starts a streamer's Session, or finds the one that is live; tells whether it is new."""
+        now = self._store.clock.now()
+        session = Session(
+            id=ObjectId(),
+            user=SessionUser(id=streamer_id),
+            rtc_sources=rtc_sources,
+            created_at=now,
+        )
+        row = session.model_dump(by_alias=True, exclude_none=True, mode="python")
+        async with self._store.reading():
+            try:
+                await self._store.sessions.insert_one(row)
+            except DuplicateKeyError:
+                live = await self._live(streamer_id)
+                if live is None:
+                    raise StoreUnavailable("the session ended while it was looked up") from None
+                return live, False
+        return session, True
+
+    async def session(self, session_id: str) -> Session | None:
+        """Reads one Session; none if there is none or the id is no id."""
+        key = object_id(session_id)
+        if key is None:
+            return None
+        async with self._store.reading():
+            row = await self._store.sessions.find_one({"_id": key})
+        return Session.model_validate(row) if row else None
+
+    async def live_session_of(self, streamer_id: str) -> Session | None:
+        """The Session in which a streamer is live at present."""
+        async with self._store.reading():
+            return await self._live(streamer_id)
+
+    async def end(self, session: Session) -> tuple[Session, tuple[Delivery, ...]]:
+        """Ends a Session and declines its standing invitations, in one transaction.
+
+        An agreed show that has not started is refunded by its own deadline; a live one has to be
+        finished first, by the caller.
+        """
+        assert session.id is not None
+        session_id = session.id
+        async with (
+            self._store.reading(),
+            self._store.session_lock(session_id),
+            self._store.turn(),
+        ):
+            while True:
+                row = await self._store.sessions.find_one({"_id": session_id})
+                current = Session.model_validate(row)
+                if not current.active:
+                    return current, ()
+                now = self._store.clock.now()
+
+                async def body(current: Session = current, now: Any = now) -> list[Delivery]:
+                    updated = await self._store.sessions.update_one(
+                        {"_id": session_id, "version": current.version},
+                        {"$set": {"active": False, "ended_at": now}, "$inc": {"version": 1}},
+                    )
+                    if updated.matched_count == 0:
+                        raise Conflict
+                    standing = await self._store.goals.find(
+                        {
+                            "conditions.session_id": session_id,
+                            "state": GoalState.INVITED.value,
+                        },
+                        {"_id": True},
+                    ).to_list()
+                    return await self._goals.decline_all(
+                        [goal["_id"] for goal in standing], CommandName.CLOSE, current, now
+                    )
+
+                try:
+                    deliveries = await self._store.transact(body)
+                except Conflict:
+                    continue
+                ended = current.model_copy(
+                    update={"active": False, "ended_at": now, "version": current.version + 1}
+                )
+                return ended, tuple(deliveries)
+
+    async def _live(self, streamer_id: str) -> Session | None:
+        row = await self._store.sessions.find_one({"user.id": streamer_id, "active": True})
+        return Session.model_validate(row) if row else None

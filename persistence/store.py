@@ -1,0 +1,280 @@
+"""The connection to MongoDB: one transaction at a time per Session, a deadline on everything.
+
+Writes are atomic updates on PyMongo's collections, and reads are validated by the Beanie documents:
+Beanie's own `save()` would overwrite concurrent changes, and its query layer costs about a third
+of the transactions a second (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeVar, TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+import pymongo
+from beanie import init_beanie
+from pymongo import AsyncMongoClient, ReadPreference
+from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from persistence.documents import (
+    DOCUMENTS,
+    EscrowEntry,
+    Goal,
+    GoalRecord,
+    RequestRecord,
+    Session,
+)
+from persistence.errors import StoreOverloaded, StoreUnavailable
+
+if TYPE_CHECKING:
+    from pymongo.asynchronous.collection import AsyncCollection
+    from pymongo.asynchronous.database import AsyncDatabase
+    from persistence.clock import Clock
+    from pymongo.asynchronous.client_session import AsyncClientSession
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+T = TypeVar("T")
+Row = dict[str, Any]
+
+# What the driver is given of a command's deadline; the rest is for the answer.
+_DRIVER_SHARE = 0.9
+
+
+_in_transaction: ContextVar[bool] = ContextVar("duet_in_transaction", default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Collections:
+    goals: AsyncCollection[Row]
+    sessions: AsyncCollection[Row]
+    escrow: AsyncCollection[Row]
+    requests: AsyncCollection[Row]
+    goal_records: AsyncCollection[Row]
+
+    @classmethod
+    def of(cls, database: AsyncDatabase[Row]) -> _Collections:
+        return cls(
+            goals=database[Goal.Settings.name],
+            sessions=database[Session.Settings.name],
+            escrow=database[EscrowEntry.Settings.name],
+            requests=database[RequestRecord.Settings.name],
+            goal_records=database[GoalRecord.Settings.name],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """Bounds in front of the database.
+
+    Attributes:
+        pool_size: connections of the driver's pool.
+        concurrency: commands that use the database at the same time; the others wait in order.
+        queue_size: commands that may wait; one more is refused at once.
+        deadline_s: for one command as a whole, waiting included.
+        lease_s: how long a claim of an outbox or a deadline lasts.
+    """
+
+    pool_size: int = 32
+    concurrency: int = 16
+    queue_size: int = 1000
+    deadline_s: float = 2.0
+    lease_s: float = 5.0
+    node_name: str = "node"
+
+
+class Store:
+    """MongoDB as the rest of Duet uses it."""
+
+    def __init__(
+        self, client: AsyncMongoClient[Row], database: str, clock: Clock, options: StoreOptions
+    ) -> None:
+        self.clock = clock
+        self.options = options
+        # A restarted node knows by its name which claims its predecessor left behind.
+        self.owner = f"{options.node_name}/{uuid.uuid4().hex[:12]}"
+        self._client = client
+        self._database = client.get_database(database)
+        # Inside a transaction a write may not name its own write concern; alone it must.
+        self._joining = _Collections.of(self._database)
+        self._alone = _Collections.of(
+            client.get_database(database, write_concern=WriteConcern("majority"))
+        )
+        # FIFO: the driver's pool is not fair (FINDINGS), a semaphore is.
+        self._turns = asyncio.Semaphore(options.concurrency)
+        self._waiting = 0
+        self._session_locks: WeakValueDictionary[object, asyncio.Lock] = WeakValueDictionary()
+
+    @property
+    def goals(self) -> AsyncCollection[Row]:
+        """Invitations and shows."""
+        return self._collections.goals
+
+    @property
+    def sessions(self) -> AsyncCollection[Row]:
+        """The streamers' Sessions."""
+        return self._collections.sessions
+
+    @property
+    def escrow(self) -> AsyncCollection[Row]:
+        """The ledger."""
+        return self._collections.escrow
+
+    @property
+    def requests(self) -> AsyncCollection[Row]:
+        """The answers given to requests."""
+        return self._collections.requests
+
+    @property
+    def goal_records(self) -> AsyncCollection[Row]:
+        """Analytics."""
+        return self._collections.goal_records
+
+    @property
+    def _collections(self) -> _Collections:
+        return self._joining if _in_transaction.get() else self._alone
+
+    @classmethod
+    async def open(
+        cls, url: str, database: str, clock: Clock, options: StoreOptions | None = None
+    ) -> Store:
+        """Connects, creates the indexes and takes over the database's time.
+
+        Raises:
+            StoreUnavailable: nothing answers at `url` within ten times the command deadline, or
+                what answers is no replica set (transactions need one).
+        """
+        options = options or StoreOptions()
+        client: AsyncMongoClient[Row] = AsyncMongoClient(
+            url,
+            tz_aware=True,
+            maxPoolSize=options.pool_size,
+            retryWrites=True,
+            retryReads=True,
+            appname="duet",
+            serverSelectionTimeoutMS=int(options.deadline_s * 1000),
+            connectTimeoutMS=int(options.deadline_s * 1000),
+            heartbeatFrequencyMS=2000,
+        )
+        store = cls(client, database, clock, options)
+        try:
+            with pymongo.timeout(options.deadline_s * 10):
+                hello = await client.admin.command("hello")
+                if "setName" not in hello and hello.get("msg") != "isdbgrid":
+                    raise StoreUnavailable(
+                        "MongoDB must run as a replica set, since transactions need one: "
+                        "start mongod with --replSet and run rs.initiate()"
+                    )
+                await init_beanie(database=store._database, document_models=list(DOCUMENTS))
+            await store.follow_time()
+        except PyMongoError as error:
+            await client.close()
+            raise StoreUnavailable(f"MongoDB can't be used: {_first_line(error)}") from error
+        except StoreUnavailable:
+            await client.close()
+            raise
+        return store
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        await self._client.close()
+
+    async def follow_time(self) -> None:
+        """Measures the database's time and sets the process's clock by it."""
+        asked_at_s = self.clock.monotonic_s()
+        async with self.reading():
+            hello = await self._client.admin.command("hello")
+        self.clock.follow(hello["localTime"], asked_at_s, self.clock.monotonic_s())
+
+    async def ping(self) -> None:
+        """Asks the primary for an answer.
+
+        Raises:
+            StoreUnavailable: there is none within the deadline.
+        """
+        async with self.reading():
+            await self._client.admin.command("ping", read_preference=ReadPreference.PRIMARY)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Bounds the database calls inside by the deadline and folds their errors into one."""
+        with _folded_errors():
+            async with asyncio.timeout(self.options.deadline_s):
+                with pymongo.timeout(self.options.deadline_s * _DRIVER_SHARE):
+                    yield
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Waits for a place in front of the pool, in order of arrival.
+
+        Raises:
+            StoreOverloaded: the queue is full.
+        """
+        if self._waiting >= self.options.queue_size:
+            raise StoreOverloaded("too many commands wait for the database")
+        self._waiting += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+    def session_lock(self, session_id: object) -> asyncio.Lock:
+        """The lock that spares transactions on one hot Session their conflicts (FINDINGS).
+
+        It only saves work: between processes the database decides.
+        """
+        lock = self._session_locks.get(session_id)
+        if lock is None:
+            lock = self._session_locks[session_id] = asyncio.Lock()
+        return lock
+
+    async def transact(self, body: Callable[[], Awaitable[T]]) -> T:
+        """Runs `body` in one transaction; each database call inside joins it.
+
+        `body` may run more than once: PyMongo retries it on `TransientTransactionError`, and the
+        commit on `UnknownTransactionCommitResult`, within the deadline in force.
+        """
+
+        async def joined(session: AsyncClientSession) -> T:
+            token = _in_transaction.set(True)
+            try:
+                async with session.bind(end_session=False):
+                    return await body()
+            finally:
+                _in_transaction.reset(token)
+
+        async with self._client.start_session() as session:
+            return await session.with_transaction(
+                joined,
+                read_concern=ReadConcern("snapshot"),
+                write_concern=WriteConcern("majority"),
+                read_preference=ReadPreference.PRIMARY,
+            )
+
+
+class _folded_errors:  # noqa: N801 - reads as a keyword
+    """Turns the driver's and the deadline's errors into `StoreUnavailable`."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, DuplicateKeyError):
+            return
+        if isinstance(error, PyMongoError):
+            raise StoreUnavailable(_first_line(error)) from error
+        if isinstance(error, TimeoutError):
+            raise StoreUnavailable("MongoDB did not answer in time") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].partition(", Timeout:")[0][:300]
