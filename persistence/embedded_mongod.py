@@ -32,6 +32,10 @@ REPLICA_SET: Final = "rs0"
 _PORT_ATTEMPTS: Final = 5
 _DEADLINE_MS: Final = 5_000
 _NOT_YET_INITIALIZED: Final = 94
+# A mongod that was given another port asks at its old one whether that is itself; a stranger there
+# who accepts and says nothing holds it up for 30 s.
+_OLD_ADDRESS_S: Final = 45.0
+_ELECTION_S: Final = 15.0
 # A small server: no preallocated files, 130 MB of memory, no diagnostics written to disk.
 _SMALL: Final = (
     "--wiredTigerCacheSizeGB=0.25",
@@ -190,30 +194,34 @@ class ReplicaSet:
         for member in self.members:
             member.start(deadline_s)
         with self.members[0].client() as client:
-            self._introduce_members(client, dict(settings or {}))
+            self._introduce_members(client, dict(settings or {}), give_up_at)
+            give_up_at = max(give_up_at, time.monotonic() + _ELECTION_S)
             while not self._is_complete(client):
-                for member in self.members:
-                    member.process.fail_if_ended()
-                if time.monotonic() > give_up_at:
-                    raise self.members[0].process.too_late()
-                time.sleep(POLL_INTERVAL_S)
+                self._wait_a_moment(give_up_at)
+
+    def _wait_a_moment(self, give_up_at: float) -> None:
+        for member in self.members:
+            member.process.fail_if_ended()
+        if time.monotonic() > give_up_at:
+            raise self.members[0].process.too_late()
+        time.sleep(POLL_INTERVAL_S)
 
     def _introduce_members(
-        self, client: MongoClient[dict[str, Any]], settings: dict[str, object]
+        self,
+        client: MongoClient[dict[str, Any]],
+        settings: dict[str, object],
+        give_up_at: float,
     ) -> None:
         hosts = [member.host for member in self.members]
-        config: dict[str, Any] = {
-            "_id": REPLICA_SET,
-            "members": [{"_id": number, "host": host} for number, host in enumerate(hosts)],
-            "settings": settings,
-        }
-        try:
-            known = client.admin.command("replSetGetConfig")["config"]
-        except OperationFailure as error:
-            if error.code != _NOT_YET_INITIALIZED:
-                raise
+        # What is stored is asked first: a member that is still reading its configuration says, as
+        # a new one does, that it has none.
+        if client["local"]["system.replset"].find_one() is None:
+            members = [{"_id": number, "host": host} for number, host in enumerate(hosts)]
+            config = {"_id": REPLICA_SET, "members": members, "settings": settings}
             client.admin.command("replSetInitiate", config)
             return
+        while (known := _current_config(client)) is None:
+            self._wait_a_moment(give_up_at + _OLD_ADDRESS_S)
         if [member["host"] for member in known["members"]] == hosts:
             return
         # Other ports than in the run before: no member of the old configuration can be reached
@@ -249,6 +257,16 @@ class ReplicaSet:
             except PyMongoError:
                 continue
         return None
+
+
+def _current_config(client: MongoClient[dict[str, Any]]) -> dict[str, Any] | None:
+    try:
+        config: dict[str, Any] = client.admin.command("replSetGetConfig")["config"]
+    except OperationFailure as error:
+        if error.code != _NOT_YET_INITIALIZED:
+            raise
+        return None
+    return config
 
 
 def start_replica_set(

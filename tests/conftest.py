@@ -1,0 +1,75 @@
+"""Real servers for every test, started once, and names of its own for each."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import hypothesis
+import pytest
+from pymongo import MongoClient
+
+from persistence.embedded_mongod import mongod_path, start_replica_set
+from persistence.embedded_process import ServerGuard
+from persistence.embedded_redis import RedisServer, redis_server_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Shared machines pause a process at any moment: a slow example is no failure.
+hypothesis.settings.register_profile("duet", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("duet")
+
+
+def require(part_present: object, reason: str) -> None:
+    """Skips the test that lacks a real part; on CI, where all parts must be there, fails it."""
+    if part_present:
+        return
+    if os.environ.get("DUET_REQUIRE_REAL_PARTS") == "1":
+        pytest.fail(f"a real part is missing: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def server_guard() -> Iterator[ServerGuard]:
+    """What servers of this test run are started under: they end with it."""
+    with ServerGuard() as guard:
+        yield guard
+
+
+@pytest.fixture(scope="session")
+def mongodb_url(server_guard: ServerGuard) -> str:
+    """A replica set of one: DUET_TEST_MONGODB_URL, else an embedded one."""
+    if url := os.environ.get("DUET_TEST_MONGODB_URL"):
+        return url
+    require(mongod_path(), "there is no mongod, neither on PATH nor in a wheel")
+    return start_replica_set(server_guard).url
+
+
+@pytest.fixture(scope="session")
+def redis_url(server_guard: ServerGuard) -> str:
+    """A Redis of this test run alone, never one that the machine runs."""
+    require(redis_server_path(), "there is no redis-server, neither on PATH nor in a wheel")
+    return RedisServer(server_guard).start().url
+
+
+@pytest.fixture(scope="session")
+def mongodb_client(mongodb_url: str) -> Iterator[MongoClient[dict[str, Any]]]:
+    """A blocking client, for what tests arrange and look at behind the code's back."""
+    with MongoClient[dict[str, Any]](mongodb_url, tz_aware=True) as client:
+        yield client
+
+
+@pytest.fixture
+def mongodb_database_name(mongodb_client: MongoClient[dict[str, Any]]) -> Iterator[str]:
+    """A database of this test alone, dropped after it."""
+    name = f"test_{secrets.token_hex(6)}"
+    yield name
+    mongodb_client.drop_database(name)
+
+
+@pytest.fixture
+def redis_prefix() -> str:
+    """What the Redis names of this test begin with."""
+    return f"test-{secrets.token_hex(6)}"
