@@ -1,0 +1,261 @@
+"""The deliver phase in a gateway process: performs effects, and finishes what others left behind.
+
+Right after a commit its outbox is delivered here. Two loops look for what is due: outboxes whose
+delivery has not finished within its lease, and goals whose deadline has come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from gateway.broker import BrokerUnavailable, Publication
+from gateway.frames import push_body
+from persistence.errors import StoreError
+from persistence.intents import Delivery, Done, Refused
+from persistence.outbox import DeliveryFailed, Outbox
+from statemachine.receivers import (
+    AuthorizeRoom,
+    DropChannelData,
+    DropSessionToken,
+    Effect,
+    Invoke,
+    Occurrence,
+    Push,
+    Track,
+    authorization,
+    preview_channel,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+    from gateway.redis_passes import PassCache
+    from gateway.telemetry import Telemetry
+    from persistence.deadlines import Deadlines, DueGoal
+    from persistence.store import Store
+    from statemachine.receivers import Registry
+
+_log = structlog.get_logger(__name__)
+
+# Run by the commit's own process before the reply, so that the outbox need not run it again.
+_DROPPED_BEFORE_REPLY = frozenset({"invalidate_get_session_token_view_cache"})
+_CLAIM_LIMIT = 64
+_PUBLICATIONS_AT_ONCE = 500
+_FOLLOW_TIME_EVERY_S = 10.0
+
+
+class Publisher(Protocol):
+    """What the deliver phase needs of the node."""
+
+    async def publish(self, publications: Sequence[Publication]) -> None:
+        """Publishes; raises `BrokerUnavailable`."""
+
+    async def drop_channel_data(self, streamer_id: str) -> None:
+        """Drops cached channel data on every node; raises `BrokerUnavailable`."""
+
+    async def presence_user_ids(self, app_id: str, channel: str) -> list[str]:
+        """The users present in a channel; raises `BrokerUnavailable`."""
+
+    def spawn(self, coroutine: Coroutine[object, object, None], name: str) -> None:
+        """Runs an owned task."""
+
+
+class Deliverer:
+    """Performs what commits left to do."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        registry: Registry,
+        deadlines: Deadlines,
+        passes: PassCache,
+        publisher: Publisher,
+        telemetry: Telemetry,
+        app_id: str,
+        poll_interval_s: float,
+        room_pass_s: float,
+        cache_deadline_s: float,
+    ) -> None:
+        self.outbox = Outbox(store, registry, self)
+        self._store = store
+        self._deadlines = deadlines
+        self._passes = passes
+        self._publisher = publisher
+        self._telemetry = telemetry
+        self._app_id = app_id
+        self._poll_interval_s = poll_interval_s
+        self._room_pass_s = room_pass_s
+        self._cache_deadline_s = cache_deadline_s
+
+    async def start(self) -> None:
+        """Takes over what an earlier process of this node's name left, and starts the loops."""
+        taken = await self.outbox.take_over()
+        if taken:
+            _log.info("taken_over", goals=taken)
+        self._publisher.spawn(self._run_outboxes(), "outboxes")
+        self._publisher.spawn(self._run_deadlines(), "deadlines")
+        self._publisher.spawn(self._follow_time(), "database time")
+
+    async def after_commit(self, done: Done) -> None:
+        """Drops the cached passes before anyone hears of the commit, then delivers in a task."""
+        ran: frozenset[str] = frozenset()
+        if not done.deliveries:
+            return
+        try:
+            async with asyncio.timeout(self._cache_deadline_s):
+                await self._passes.drop(done.session_id)
+            ran = _DROPPED_BEFORE_REPLY
+        except (BrokerUnavailable, TimeoutError) as error:
+            _log.warning("pass_cache_not_dropped", session=done.session_id, why=str(error))
+        self._publisher.spawn(self._deliver(done.deliveries, ran), "deliver")
+
+    async def stream_changed(self, streamer_id: str) -> None:
+        """Tells the nodes that a stream went on or off; without Redis their caches run out."""
+        try:
+            await self._publisher.drop_channel_data(streamer_id)
+        except BrokerUnavailable as error:
+            _log.warning("channel_data_not_dropped", streamer=streamer_id, why=str(error))
+
+    async def perform(self, occurrence: Occurrence, effects: Sequence[Effect]) -> None:
+        """Performs one receiver's effects.
+
+        Raises:
+            DeliveryFailed: something it needs does not answer; it is to be tried again.
+        """
+        try:
+            pushes = [effect for effect in effects if isinstance(effect, Push)]
+            if pushes:
+                await self._publisher.publish(
+                    [
+                        Publication(
+                            self._app_id, channel, push_body(push.event, channel, push.data)
+                        )
+                        for push in pushes
+                        for channel in push.channels
+                    ]
+                )
+            for effect in effects:
+                await self._perform_one(occurrence, effect)
+        except (BrokerUnavailable, StoreError) as error:
+            raise DeliveryFailed(str(error)) from error
+
+    async def _perform_one(self, occurrence: Occurrence, effect: Effect) -> None:
+        match effect:
+            case DropSessionToken():
+                await self._passes.drop(effect.session_id)
+            case DropChannelData():
+                await self._publisher.drop_channel_data(effect.streamer_id)
+            case AuthorizeRoom():
+                await self._authorize_room(effect)
+            case Track():
+                if await self.outbox.track(effect):
+                    agreed = "agreed" if effect.record["agreed"] else "not_agreed"
+                    self._telemetry.goals_ended.labels(agreed).inc()
+            case Invoke():
+                await _invoke(effect, occurrence)
+            case _:
+                pass
+
+    async def _authorize_room(self, effect: AuthorizeRoom) -> None:
+        """Pushes `stream.authorized` to everyone who is in the streamer's room at present."""
+        room = f"presence-stream@{effect.streamer_id}"
+        user_ids = await self._publisher.presence_user_ids(self._app_id, room)
+        publications = []
+        for user_id in user_ids:
+            if user_id == effect.streamer_id:
+                continue
+            channel = preview_channel(effect.streamer_id, user_id)
+            data = authorization(
+                session_id=effect.session_id,
+                streamer_id=effect.streamer_id,
+                viewer_id=user_id,
+                nbf=effect.nbf,
+                duration_s=self._room_pass_s,
+            ) | {"event_id": effect.event_id}
+            body = push_body("stream.authorized", channel, data)
+            publications.append(Publication(self._app_id, channel, body))
+        for first in range(0, len(publications), _PUBLICATIONS_AT_ONCE):
+            await self._publisher.publish(publications[first : first + _PUBLICATIONS_AT_ONCE])
+
+    async def _deliver(self, deliveries: Sequence[Delivery], ran: frozenset[str]) -> None:
+        for delivery in deliveries:
+            try:
+                finished = await self.outbox.deliver(delivery, ran)
+            except StoreError as error:
+                # What ran is not written down; the lease runs out and it runs once more.
+                _log.warning("outbox_not_recorded", goal=str(delivery.goal_id), why=str(error))
+                continue
+            except Exception:
+                # One goal that can't be delivered must not keep the others waiting.
+                _log.exception("delivery_failed", goal=str(delivery.goal_id))
+                continue
+            if not finished:
+                self._telemetry.outbox_retries.labels("any").inc()
+                _log.warning("delivery_postponed", goal=str(delivery.goal_id))
+
+    async def _run_outboxes(self) -> None:
+        while True:
+            try:
+                deliveries = await self.outbox.claim_due(_CLAIM_LIMIT)
+            except StoreError as error:
+                _log.warning("outboxes_not_read", why=str(error))
+                deliveries = []
+            if deliveries:
+                async with asyncio.TaskGroup() as group:
+                    for delivery in deliveries:
+                        group.create_task(self._deliver((delivery,), frozenset()))
+            if len(deliveries) < _CLAIM_LIMIT:
+                await asyncio.sleep(self._poll_interval_s)
+
+    async def _run_deadlines(self) -> None:
+        while True:
+            try:
+                due = await self._deadlines.claim_due(_CLAIM_LIMIT)
+            except StoreError as error:
+                _log.warning("deadlines_not_read", why=str(error))
+                due = []
+            if due:
+                async with asyncio.TaskGroup() as group:
+                    for goal in due:
+                        group.create_task(self._fire(goal))
+            if len(due) < _CLAIM_LIMIT:
+                await asyncio.sleep(self._poll_interval_s)
+
+    async def _fire(self, due: DueGoal) -> None:
+        try:
+            answer = await self._deadlines.fire(due)
+        except StoreError as error:
+            # The claim's lease runs out and the deadline is found again.
+            _log.warning("deadline_not_met", goal=str(due.goal_id), why=str(error))
+            return
+        except Exception:
+            # As above: the loop lives on, and the goal is found again.
+            _log.exception("deadline_failed", goal=str(due.goal_id), command=due.command)
+            return
+        self._telemetry.deadline_lateness.observe(due.late_s)
+        if isinstance(answer, Refused):
+            _log.info("deadline_was_over", goal=str(due.goal_id), code=answer.code)
+            return
+        await self.after_commit(answer)
+
+    async def _follow_time(self) -> None:
+        while True:
+            await asyncio.sleep(_FOLLOW_TIME_EVERY_S)
+            try:
+                await self._store.follow_time()
+                self._telemetry.outbox_pending.set(await self.outbox.pending())
+            except StoreError as error:
+                _log.warning("database_time_not_read", why=str(error))
+
+
+async def _invoke(effect: Invoke, occurrence: Occurrence) -> None:
+    """Awaits the platform's own code; whatever it raises postpones the delivery."""
+    try:
+        await effect.handler(occurrence)
+    except Exception as error:
+        _log.exception("platform_receiver_failed", event_id=occurrence.event_id)
+        raise DeliveryFailed(f"{type(error).__name__} in the platform's receiver") from error
