@@ -52,10 +52,11 @@ $(VENV)/.created:
 	echo "duet: Python 3.11 or newer is needed; tried: $(PYTHONS). Name one: make PYTHON=/path/to/python3" >&2; \
 	exit 1
 
-# The build's own tools come first, so that they too are the versions of constraints.txt.
+# The builds' own tools come first, so that they too are the versions of constraints.txt (setuptools:
+# for the clients from PyPI that have no wheel).
 $(VENV)/.build-tools: $(VENV)/.created constraints.txt
 	@echo "duet: installing into $(VENV) …"
-	@$(PIP) install -c constraints.txt hatchling
+	@$(PIP) install -c constraints.txt hatchling setuptools
 	@touch $@
 
 # What the demo needs; `install` includes it.
