@@ -189,7 +189,7 @@ class Deliverer:
                 # What ran is not written down; the lease runs out and it runs once more.
                 _log.warning("outbox_not_recorded", goal=str(delivery.goal_id), why=str(error))
                 continue
-            except Exception:
+            except Exception:  # noqa: BLE001 - once per task, logged with the goal
                 # One goal that can't be delivered must not keep the others waiting.
                 _log.exception("delivery_failed", goal=str(delivery.goal_id))
                 continue
@@ -232,7 +232,7 @@ class Deliverer:
             # The claim's lease runs out and the deadline is found again.
             _log.warning("deadline_not_met", goal=str(due.goal_id), why=str(error))
             return
-        except Exception:
+        except Exception:  # noqa: BLE001 - once per task, logged with the goal
             # As above: the loop lives on, and the goal is found again.
             _log.exception("deadline_failed", goal=str(due.goal_id), command=due.command)
             return

@@ -18,8 +18,8 @@ from statemachine.goal import CommandName, Role
 if TYPE_CHECKING:
     from bson import ObjectId
 
-    from persistence.intents import Answer
     from persistence.goals import Goals
+    from persistence.intents import Answer
     from persistence.store import Store
 
 

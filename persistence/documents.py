@@ -1,7 +1,7 @@
 """What MongoDB holds: the documents under the requirements' own field names, and their indexes.
 
-Schema only, no behaviour. Beanie validates what is read and creates the indexes; `persistence.store`
-says why writes are atomic updates on the collections instead of `save()`.
+Schema only, no behaviour. Beanie validates what is read and creates the indexes;
+`persistence.store` says why writes are atomic updates on the collections instead of `save()`.
 
 Source: requirements (field names), DESIGN 3 and 4.
 """
@@ -21,7 +21,7 @@ SCHEMA_VERSION = 1
 
 
 class _Part(BaseModel):
-    """A part of a document; unknown fields are kept out, as an older or newer node may write them."""
+    """A part of a document; fields that only a newer node knows are left out."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, extra="ignore")
 

@@ -20,5 +20,5 @@ class StoreOverloaded(StoreError):
     """The queue in front of the database is full."""
 
 
-class Conflict(Exception):  # noqa: N818 - not a fault: somebody was faster, decide again
+class Conflict(Exception):
     """Another write came between a decision and its commit."""

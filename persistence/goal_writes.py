@@ -6,7 +6,7 @@ Everything that one command changes is gathered in a `Writes` and goes into one 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from bson import ObjectId
 
@@ -41,8 +41,8 @@ from statemachine.receivers import (
 )
 
 if TYPE_CHECKING:
-    from datetime import datetime
     from collections.abc import Iterable, Mapping
+    from datetime import datetime
 
 Row = dict[str, Any]
 
@@ -79,6 +79,24 @@ class SessionWrite:
         if self.unset_fields:
             stages.append({"$unset": list(self.unset_fields)})
         return stages
+
+
+def _free_session(
+    write: SessionWrite, session: Session, viewer_id: str, command: CommandName, pair_is_ours: bool
+) -> None:
+    """Gives the stream back to everyone when a show is over, or never began.
+
+    The viewer's pass goes too: `nbf` is kept if there (requirements), so a pass left behind would
+    end his next show before it began.
+    """
+    path = f"exclusive_goal_pairs.{viewer_id}"
+    write.unset_fields.append(f"viewers.{viewer_id}")
+    if session.status.exclusive_to == [viewer_id]:
+        write.set_fields["status.exclusive_to"] = []
+    if pair_is_ours and command is CommandName.FINISH:
+        write.set_fields[f"{path}.exclusive_goal_ended"] = True
+    elif pair_is_ours:
+        write.unset_fields.append(path)
 
 
 def _viewer_stages(sync: SyncViewers) -> list[Row]:
@@ -167,45 +185,20 @@ class Writer:
                 occurrence.signal, occurrence.goal_type, Phase.COMMIT
             ):
                 effects.extend(receiver.react(occurrence))
-        due = decision.due
-        for effect in effects:
-            if isinstance(effect, MakeDue):
-                due = effect.due
+        due = next((effect.due for effect in effects if isinstance(effect, MakeDue)), decision.due)
         _set_due(after, due)
-        set_fields: Row = {
-            "active": after.active,
-            "exp": after.exp,
-            "state": after.state.value,
-        }
-        if after.reason is not None:
-            set_fields["reason"] = after.reason.value
-        if after.outcome is not None:
-            set_fields["outcome"] = after.outcome.value
-        if decision.deactivates:
-            set_fields["triggerer"] = client_id
-        if decision.agreed_at is not None:
-            set_fields["metadata.agreed"] = decision.agreed_at
-        if decision.command is CommandName.START:
-            set_fields["exclusive_goal"] = after.exclusive_goal
-        entries = self.outbox_entries(occurrences)
+        set_fields = _changed_fields(after, decision)
         unset_fields = ["due_lease_until", "due_owner"]
         if due is None:
             unset_fields += ["due_at", "due_command"]
         else:
             set_fields |= {"due_at": due.at, "due_command": due.command.value}
+        entries = self.outbox_entries(occurrences)
         if entries:
             set_fields |= self.outbox_lease(now)
-        guard: Row = {
-            "_id": before.id,
-            "metadata.user_id": before.metadata.user_id,
-            "state": before.state.value,
-            "version": before.version,
-        }
-        if decision.deactivates:
-            guard["active"] = True
         write = GoalWrite(
             goal_id=before.id,
-            guard=guard,
+            guard=_guard(before, decision),
             set_fields=set_fields,
             unset_fields=unset_fields,
             entries=entries,
@@ -236,17 +229,11 @@ class Writer:
                     write.cleans_up = len(session.exclusive_goal_pairs) > 1
                 case _:
                     pass
-        path = f"exclusive_goal_pairs.{viewer_id}"
-        if decision.command is CommandName.START and pair_is_ours:
-            write.set_fields[f"{path}.exclusive_goal"] = goal.exclusive_goal
+        if pair_is_ours and decision.command is CommandName.START:
+            path = f"exclusive_goal_pairs.{viewer_id}.exclusive_goal"
+            write.set_fields[path] = goal.exclusive_goal
         if decision.command in (CommandName.FINISH, CommandName.REFUND):
-            write.unset_fields.append(f"viewers.{viewer_id}")
-            if session.status.exclusive_to == [viewer_id]:
-                write.set_fields["status.exclusive_to"] = []
-            if pair_is_ours and decision.command is CommandName.FINISH:
-                write.set_fields[f"{path}.exclusive_goal_ended"] = True
-            elif pair_is_ours:
-                write.unset_fields.append(path)
+            _free_session(write, session, viewer_id, decision.command, pair_is_ours)
         if not (write.set_fields or write.unset_fields or write.sync):
             return None
         return write
@@ -457,6 +444,35 @@ def _after(before: Goal, decision: Decision, client_id: str | None) -> Goal:
         update["exclusive_goal"] = ObjectId()
     after: Goal = before.model_copy(update=update)
     return after
+
+
+def _guard(before: Goal, decision: Decision) -> Row:
+    """The filter of the compare-and-set: the requirements' own, and the goal as it was decided."""
+    guard: Row = {
+        "_id": before.id,
+        "metadata.user_id": before.metadata.user_id,
+        "state": before.state.value,
+        "version": before.version,
+    }
+    if decision.deactivates:
+        guard["active"] = True
+    return guard
+
+
+def _changed_fields(after: Goal, decision: Decision) -> Row:
+    """What a decision sets on the goal, deadlines and outbox aside."""
+    fields: Row = {"active": after.active, "exp": after.exp, "state": after.state.value}
+    if after.reason is not None:
+        fields["reason"] = after.reason.value
+    if after.outcome is not None:
+        fields["outcome"] = after.outcome.value
+    if decision.deactivates:
+        fields["triggerer"] = after.triggerer
+    if decision.agreed_at is not None:
+        fields["metadata.agreed"] = decision.agreed_at
+    if decision.command is CommandName.START:
+        fields["exclusive_goal"] = after.exclusive_goal
+    return fields
 
 
 def _set_due(goal: Goal, due: Due | None) -> None:

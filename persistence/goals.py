@@ -1,4 +1,4 @@
-"""The unit of work of a command: load, decide, one transaction, retried when somebody was faster."""
+"""The unit of work of a command: load, decide, one transaction, again if somebody was faster."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ from statemachine.goal import (
 )
 
 if TYPE_CHECKING:
-    from statemachine.receivers import Effect, Registry
     from collections.abc import AsyncIterator, Iterable, Sequence
     from datetime import datetime
 
     from persistence.store import Row, Store
+    from statemachine.receivers import Effect, Registry
 
 OPEN_STATES = [state.value for state in GoalState if state not in (GoalState.NONE, GoalState.ENDED)]
 

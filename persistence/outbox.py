@@ -47,7 +47,7 @@ class Performer(Protocol):
         """Performs the effects of one receiver, or raises and has them tried again."""
 
 
-class DeliveryFailed(Exception):  # noqa: N818 - it is the fact that a delivery has failed
+class DeliveryFailed(Exception):
     """A receiver's effects could not be performed now."""
 
 

@@ -13,8 +13,8 @@ from persistence.goals import object_id
 from statemachine.goal import CommandName, GoalState
 
 if TYPE_CHECKING:
-    from persistence.intents import Delivery
     from persistence.goals import Goals
+    from persistence.intents import Delivery
     from persistence.store import Store
 
 

@@ -12,7 +12,7 @@ import uuid
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 import pymongo
@@ -33,11 +33,13 @@ from persistence.documents import (
 from persistence.errors import StoreOverloaded, StoreUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from pymongo.asynchronous.client_session import AsyncClientSession
     from pymongo.asynchronous.collection import AsyncCollection
     from pymongo.asynchronous.database import AsyncDatabase
+
     from persistence.clock import Clock
-    from pymongo.asynchronous.client_session import AsyncClientSession
-    from collections.abc import AsyncIterator, Awaitable, Callable
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -164,12 +166,7 @@ class Store:
         store = cls(client, database, clock, options)
         try:
             with pymongo.timeout(options.deadline_s * 10):
-                hello = await client.admin.command("hello")
-                if "setName" not in hello and hello.get("msg") != "isdbgrid":
-                    raise StoreUnavailable(
-                        "MongoDB must run as a replica set, since transactions need one: "
-                        "start mongod with --replSet and run rs.initiate()"
-                    )
+                _check_replica_set(await client.admin.command("hello"))
                 await init_beanie(database=store._database, document_models=list(DOCUMENTS))
             await store.follow_time()
         except PyMongoError as error:
@@ -274,6 +271,15 @@ class _folded_errors:  # noqa: N801 - reads as a keyword
             raise StoreUnavailable(_first_line(error)) from error
         if isinstance(error, TimeoutError):
             raise StoreUnavailable("MongoDB did not answer in time") from error
+
+
+def _check_replica_set(hello: Row) -> None:
+    """Refuses a lone mongod: only a replica set or a sharded cluster has transactions."""
+    if "setName" not in hello and hello.get("msg") != "isdbgrid":
+        raise StoreUnavailable(
+            "MongoDB must run as a replica set, since transactions need one: "
+            "start mongod with --replSet and run rs.initiate()"
+        )
 
 
 def _first_line(error: Exception) -> str:
