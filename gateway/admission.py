@@ -1,0 +1,109 @@
+"""Who may connect: the upgrade request's path, query and headers against apps and settings. Pure.
+
+Source: PROTOCOL 1.1 (versions), 1.9 (codes), DESIGN 1 (path, token, origins).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from gateway.errors import CloseCode
+
+if TYPE_CHECKING:
+    from gateway.apps import App, Apps
+
+# Pusher's own client libraries still speak 5 (Java), 6 (Python) and 7 (all others).
+SUPPORTED: Final = frozenset({5, 6, 7})
+_QUERY_FIELDS_MAX: Final = 64
+_BEARER: Final = "bearer "
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A request that may become a connection of `app`, if `token` (a JWT) holds."""
+
+    app: App
+    token: str | None
+
+
+def admit(
+    target: str,
+    origin: str | None,
+    authorization: str | None,
+    apps: Apps,
+    *,
+    path_prefix: str,
+    strict: bool,
+) -> Admission | CloseCode:
+    """Judges an upgrade request.
+
+    Args:
+        target: The request target: path and query.
+        origin: The `Origin` header.
+        authorization: The `Authorization` header.
+        apps: All apps.
+        path_prefix: What stands before `/app/` in the path.
+        strict: Whether a missing `protocol` is refused instead of taken as 7.
+    """
+    path, _, query = target.partition("?")
+    prefix = f"{path_prefix}/app/"
+    if not path.startswith(prefix):
+        return CloseCode.PATH_NOT_FOUND
+    try:
+        fields = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=_QUERY_FIELDS_MAX))
+    except ValueError:
+        return CloseCode.PATH_NOT_FOUND
+    app = apps.by_key(unquote(path.removeprefix(prefix)))
+    if app is None:
+        return CloseCode.UNKNOWN_APP
+    refused = _version_refused(fields.get("protocol", ""), strict)
+    if refused is not None:
+        return refused
+    if not app.enabled:
+        return CloseCode.APP_DISABLED
+    if app.origins and origin is not None and not origin_allowed(origin, app.origins):
+        return CloseCode.UNAUTHORIZED
+    return Admission(app, fields.get("token") or _bearer(authorization))
+
+
+def _version_refused(version: str, strict: bool) -> CloseCode | None:
+    if not version:
+        return CloseCode.NO_PROTOCOL if strict else None
+    if not (version.isascii() and version.isdigit()):
+        return CloseCode.BAD_PROTOCOL_VERSION
+    # No version has more digits; int() of thousands of them would take long.
+    if len(version) > 4 or int(version) not in SUPPORTED:
+        return CloseCode.UNSUPPORTED_PROTOCOL
+    return None
+
+
+def _bearer(authorization: str | None) -> str | None:
+    if authorization is None or not authorization.lower().startswith(_BEARER):
+        return None
+    return authorization[len(_BEARER) :].strip() or None
+
+
+def origin_allowed(origin: str, allowed: tuple[str, ...]) -> bool:
+    """Whether an `Origin` header's host is one of `allowed`.
+
+    Args:
+        origin: `https://host[:port]`, or `null`.
+        allowed: `host`, `host:port`, or either with `*.` for its subdomains.
+    """
+    try:
+        parts = urlsplit(origin.lower())
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return False
+    if host is None:
+        return False
+    names = {host, f"{host}:{port}"}
+    for pattern in allowed:
+        wanted = pattern.lower()
+        if wanted in names:
+            return True
+        if wanted.startswith("*.") and any(name.endswith(wanted[1:]) for name in names):
+            return True
+    return False

@@ -1,0 +1,164 @@
+"""The broker: publish and subscribe between nodes. The contract, and its memory implementation.
+
+What every broker promises:
+
+- **At most once.** A publication reaches each subscribed node once or, when the broker fails in
+  between, not at all. `on_gap` says that some may have been missed.
+- **Order.** Publications of one channel arrive everywhere in the order in which the broker
+  accepted them. Calls for one channel take effect in the order in which they are made.
+- **Encoded once.** The body is client-ready JSON; a broker neither reads nor changes it.
+- **Bounded.** No call waits longer than the settings allow; then it raises `BrokerUnavailable`.
+  A `subscribe` that raised has left no interest behind. A `publish` that raised may or may not
+  have been delivered.
+- **Recovery.** What was subscribed is subscribed again when the broker is back, for ever, without
+  anyone asking.
+
+Source: DESIGN 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    OnPublication: TypeAlias = Callable[[str, str, bytes, str | None], None]
+    OnControl: TypeAlias = Callable[[bytes], None]
+    OnGap: TypeAlias = Callable[[], None]
+
+
+class BrokerUnavailable(Exception):  # noqa: N818  the condition is the name, as in the contract
+    """The broker did not accept a call in time; the same call may work later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What a broker carries on a channel.
+
+    Attributes:
+        body: Client-ready JSON, without a WebSocket header.
+        except_socket_id: The connection that must not get it, wherever it is.
+    """
+
+    app_id: str
+    channel: str
+    body: bytes
+    except_socket_id: str | None = None
+
+
+class Broker(Protocol):
+    """Publish and subscribe between nodes; see the module's promises."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the node's own heartbeat came back through the broker lately."""
+
+    async def start(
+        self, on_publication: OnPublication, on_control: OnControl, on_gap: OnGap
+    ) -> None:
+        """Connects, or begins to try; the callbacks run in the event loop and must not block.
+
+        Args:
+            on_publication: Called with app id, channel, body, excluded socket id.
+            on_control: Called with what any node gave to `publish_control`.
+            on_gap: Called when all subscriptions stand again after a time without.
+        """
+
+    async def stop(self) -> None:
+        """Disconnects; no callback is called from here on."""
+
+    async def subscribe(self, app_id: str, channel: str) -> None:
+        """Returns when publications of the channel are sure to arrive.
+
+        Raises:
+            BrokerUnavailable: Not confirmed in time; nothing is subscribed.
+        """
+
+    async def unsubscribe(self, app_id: str, channel: str) -> None:
+        """Ends a subscription; never fails and never waits for the broker."""
+
+    async def publish(self, publications: Sequence[Publication]) -> None:
+        """Returns when the broker has accepted all of them.
+
+        Raises:
+            BrokerUnavailable: It has not, or not all, in time.
+        """
+
+    async def publish_control(self, body: bytes) -> None:
+        """Reaches `on_control` of every node, this one included.
+
+        Raises:
+            BrokerUnavailable: As `publish`.
+        """
+
+
+class MemoryBus:
+    """What the memory brokers of several nodes of one process share."""
+
+    __slots__ = ("nodes",)
+
+    def __init__(self) -> None:
+        self.nodes: list[MemoryBroker] = []
+
+
+class MemoryBroker:
+    """A broker inside one process, for unit tests; publishing calls the subscribers directly."""
+
+    __slots__ = ("_bus", "_on_control", "_on_publication", "_wanted", "alive")
+
+    def __init__(self, bus: MemoryBus | None = None) -> None:
+        self._bus = bus or MemoryBus()
+        self._wanted: set[tuple[str, str]] = set()
+        self.alive = False
+
+    async def start(
+        self, on_publication: OnPublication, on_control: OnControl, on_gap: OnGap
+    ) -> None:
+        """Joins the bus, which has no gaps."""
+        del on_gap
+        self._on_publication = on_publication
+        self._on_control = on_control
+        self._bus.nodes.append(self)
+        self.alive = True
+
+    async def stop(self) -> None:
+        """Leaves the bus."""
+        self.alive = False
+        if self in self._bus.nodes:
+            self._bus.nodes.remove(self)
+
+    async def subscribe(self, app_id: str, channel: str) -> None:
+        """See `Broker`."""
+        self._wanted.add((app_id, channel))
+
+    async def unsubscribe(self, app_id: str, channel: str) -> None:
+        """See `Broker`."""
+        self._wanted.discard((app_id, channel))
+
+    async def publish(self, publications: Sequence[Publication]) -> None:
+        """See `Broker`."""
+        self.publish_now(publications)
+
+    def publish_now(self, publications: Sequence[Publication]) -> None:
+        """Publishes without waiting; memory presence needs it for its member events.
+
+        Raises:
+            BrokerUnavailable: The broker has been stopped.
+        """
+        if not self.alive:
+            raise BrokerUnavailable("the broker is stopped")
+        for one in publications:
+            for node in self._bus.nodes:
+                if (one.app_id, one.channel) in node._wanted:  # noqa: SLF001  its own kind
+                    node._on_publication(  # noqa: SLF001
+                        one.app_id, one.channel, one.body, one.except_socket_id
+                    )
+
+    async def publish_control(self, body: bytes) -> None:
+        """See `Broker`."""
+        if not self.alive:
+            raise BrokerUnavailable("the broker is stopped")
+        for node in list(self._bus.nodes):
+            node._on_control(body)  # noqa: SLF001

@@ -1,0 +1,46 @@
+"""Channel names: which are valid, what their prefixes mean. Pure.
+
+Source: PROTOCOL 1.6.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import Final
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_\-=@,.;]+", re.ASCII)
+
+# "#" is reserved; this family is the only use of it.
+USER_EVENTS: Final = "#server-to-user-"
+
+
+class ChannelKind(Enum):
+    """What subscribing to a channel takes.
+
+    `private-encrypted-` is private to a server, which passes its payload through; the `cache-`
+    families have the kind of their base (`presence-cache-x` is a presence channel).
+    """
+
+    PUBLIC = 1
+    PRIVATE = 2
+    PRESENCE = 3
+    USER_EVENTS = 4
+
+
+def channel_kind(name: str) -> ChannelKind:
+    """The kind that a valid name's prefix says; prefixes count at the beginning only."""
+    if name.startswith("private-"):
+        return ChannelKind.PRIVATE
+    if name.startswith("presence-"):
+        return ChannelKind.PRESENCE
+    if name.startswith(USER_EVENTS):
+        return ChannelKind.USER_EVENTS
+    return ChannelKind.PUBLIC
+
+
+def is_channel_name(name: str, longest: int) -> bool:
+    """Whether `name` has at most `longest` characters, all of them allowed."""
+    if len(name) > longest:
+        return False
+    return _NAME.fullmatch(name.removeprefix(USER_EVENTS)) is not None

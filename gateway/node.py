@@ -1,0 +1,336 @@
+"""One process's wiring: hub, broker, presence, fan-out, deadlines, control messages, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import secrets
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+import msgspec
+import structlog
+
+from gateway.broker import BrokerUnavailable, Publication
+from gateway.errors import CloseCode
+from gateway.fanout import FanOut
+from gateway.hub import Hub
+from gateway.interest import Interest
+from gateway.live_streams import LiveStreams
+from gateway.protocol import Limits, PusherProtocol
+from gateway.subscribing import Subscribing
+from gateway.tasks import Tasks
+from gateway.wheel import Wheel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from typing import Any
+
+    from gateway.apps import App, Apps
+    from gateway.auth import Authorizer, Identity
+    from gateway.broker import Broker
+    from gateway.commands import GoalCommand, Reply
+    from gateway.presence import Presence
+    from gateway.settings import Settings
+    from gateway.socket import GatewayProtocol
+    from gateway.telemetry import Telemetry
+    from persistence.clock import Clock
+
+__all__ = ["BrokerUnavailable", "CommandPort", "Node", "Publication", "new_node_id"]
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+# While draining, this often a few sockets are asked to go.
+_DRAIN_STEP_S: Final = 0.05
+# After the drain: the time for the last closing handshakes.
+_LAST_GOODBYE_S: Final = 1.0
+
+_DROP_CHANNEL_DATA: Final = "drop_channel_data"
+_TERMINATE_USER: Final = "terminate_user"
+
+
+class CommandPort(Protocol):
+    """How sockets reach the goal commands."""
+
+    async def execute(self, command: GoalCommand, identity: Identity) -> Reply:
+        """Runs a command; refusals are replies."""
+
+    async def snapshot(self, user_id: str) -> bytes:
+        """The JSON object of `goal.snapshot`; raises `StoreUnavailable`."""
+
+    async def stream_is_live(self, streamer_id: str) -> bool:
+        """Whether the streamer has an open session; raises `StoreUnavailable`."""
+
+
+class _Control(msgspec.Struct, frozen=True):
+    """What one node tells all nodes."""
+
+    kind: str
+    data: dict[str, str]
+
+
+_encode_control = msgspec.json.Encoder().encode
+_decode_control = msgspec.json.Decoder(_Control).decode
+
+
+def new_node_id(settings: Settings) -> str:
+    """A name for this process's life: a restart is another node, whose leases are its own."""
+    return f"{settings.node_name or 'node'}~{secrets.token_hex(6)}"
+
+
+class Node:
+    """The wiring of one process.
+
+    Attributes:
+        commands: Set once, before sockets arrive, when the commands themselves need the node.
+        ready: Between `start` and the beginning of the drain.
+        draining: New sockets are sent elsewhere.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        apps: Apps,
+        broker: Broker,
+        presence: Presence,
+        clock: Clock,
+        auth: Authorizer,
+        commands: CommandPort | None,
+        telemetry: Telemetry,
+    ) -> None:
+        self.settings = settings
+        self.apps = apps
+        self.presence = presence
+        self.clock = clock
+        self.auth = auth
+        self.commands = commands
+        self.telemetry = telemetry
+        self.limits = Limits.of(settings)
+        self.hub = Hub()
+        self.ready = False
+        self.draining = False
+        self._broker = broker
+        self._tasks = Tasks()
+        self.interest = Interest(self.hub, broker, self._tasks)
+        self.subscribing = Subscribing(self)
+        self._live_streams = LiveStreams()
+        self._by_socket_id: dict[str, GatewayProtocol] = {}
+        self._sockets: set[GatewayProtocol] = set()
+        self._per_app: dict[str, int] = {}
+        self._handlers: dict[str, Callable[[dict[str, str]], None]] = {}
+        self._turning: asyncio.TimerHandle | None = None
+        self._drained: asyncio.Task[None] | None = None
+        self.on_control(_DROP_CHANNEL_DATA, lambda data: self._live_streams.drop(data["streamer"]))
+        self.on_control(_TERMINATE_USER, self._terminate_here)
+
+    async def start(self) -> None:
+        """Connects to the broker and begins to turn the wheel; sockets may come from now on."""
+        loop = asyncio.get_running_loop()
+        self.now = loop.time
+        self._loop = loop
+        self._fan_out = FanOut(
+            loop, self.settings, self._by_socket_id.get, self.telemetry.deliveries.inc
+        )
+        least_s = min(
+            self.settings.activity_timeout_s,
+            self.settings.pong_timeout_s,
+            self.settings.handshake_timeout_s,
+        )
+        self.wheel: Wheel[GatewayProtocol] = Wheel(min(1.0, max(0.01, least_s / 10)), loop.time())
+        self._turning = loop.call_later(self.wheel.tick_s, self._turn)
+        await self._broker.start(self._on_publication, self._on_control_body, self._on_gap)
+        await self.presence.start()
+        self.ready = True
+
+    async def stop(self, drain_s: float) -> None:
+        """Sends the sockets elsewhere over `drain_s`, then ends everything that this node owns."""
+        self.begin_drain(drain_s)
+        if self._drained is not None:
+            await asyncio.wait([self._drained])
+        deadline = self._loop.time() + _LAST_GOODBYE_S
+        while self._sockets and self._loop.time() < deadline:
+            await asyncio.sleep(_DRAIN_STEP_S)
+        for connection in list(self._sockets):
+            connection.abort()
+        # Aborted transports report their end in the loop's next turns; presence then leaves.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if self._turning is not None:
+            self._turning.cancel()
+        await self._tasks.stop(grace_s=self.settings.redis_timeout_s)
+        await self.presence.stop()
+        await self._broker.stop()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T], name: str, **ids: object) -> asyncio.Task[T]:
+        """Starts a task that this node owns: its failure is logged with `ids`, its end awaited."""
+        return self._tasks.spawn(coroutine, name, **ids)
+
+    @property
+    def broker_ok(self) -> bool:
+        """Whether the broker answers."""
+        return self._broker.alive
+
+    # Publications
+
+    async def publish(self, publications: Sequence[Publication]) -> None:
+        """Publishes all of them in one go.
+
+        Raises:
+            BrokerUnavailable: The broker did not accept all in time; some may be delivered.
+        """
+        if not publications:
+            return
+        await self._broker.publish(publications)
+        self.telemetry.publications_sent.inc(len(publications))
+
+    def _on_publication(
+        self, app_id: str, channel: str, body: bytes, except_socket_id: str | None
+    ) -> None:
+        self.telemetry.publications_received.inc()
+        known = self.hub.channel((app_id, channel))
+        if known is not None and not known.empty:
+            self._fan_out.push(known, body, except_socket_id)
+
+    def _on_gap(self) -> None:
+        self.telemetry.broker_gaps.inc()
+        log.warning("broker_gap", channels=sum(1 for _ in self.hub.channels()))
+
+    # Sockets
+
+    def arrive(self, connection: GatewayProtocol) -> None:
+        """Knows a socket whose handshake has begun."""
+        self._sockets.add(connection)
+        self.wheel.put(connection, self._loop.time() + self.settings.handshake_timeout_s)
+
+    def has_room(self, app: App) -> bool:
+        """Whether the app may have one more connection on this node."""
+        return not app.max_connections or self._per_app.get(app.id, 0) < app.max_connections
+
+    def attach(self, connection: GatewayProtocol, app: App) -> PusherProtocol:
+        """Makes a socket a connection: it has a socket id and may subscribe."""
+        # Two random halves: unique across nodes without asking anyone.
+        number = secrets.randbits(60)
+        socket_id = f"{number >> 30}.{number & 0x3FFFFFFF}"
+        self._by_socket_id[socket_id] = connection
+        self._per_app[app.id] = self._per_app.get(app.id, 0) + 1
+        self.telemetry.connections.inc()
+        return PusherProtocol(app, socket_id, self.limits, self.hub.attach(connection))
+
+    def detach(self, connection: GatewayProtocol) -> None:
+        """Ends what a connection takes part in; a second call does nothing."""
+        if connection not in self.hub.connections:
+            return
+        self.subscribing.end_all(connection)
+        pusher = connection.pusher
+        del self._by_socket_id[pusher.socket_id]
+        self._per_app[pusher.app.id] -= 1
+        self.telemetry.connections.dec()
+
+    def gone(self, connection: GatewayProtocol) -> None:
+        """Forgets a socket whose transport is closed."""
+        self._sockets.discard(connection)
+        self.wheel.remove(connection)
+
+    def _turn(self) -> None:
+        """Turns the wheel one tick."""
+        now = self._loop.time()
+        for connection in self.wheel.advance(now):
+            due = connection.on_deadline(now)
+            if due is not None:
+                self.wheel.put(connection, due)
+        self._turning = self._loop.call_later(self.wheel.tick_s, self._turn)
+
+    def jittered(self, seconds: float) -> float:
+        """A wait from `seconds` to a fifth more, so that sockets that came together part."""
+        return seconds * random.uniform(1.0, 1.2)  # noqa: S311  only a spread
+
+    # Draining
+
+    def begin_drain(self, drain_s: float | None = None) -> None:
+        """Asks all connections to reconnect (4200), a few at a time; a second call does nothing.
+
+        pusher-js comes back at once after 4200, so the slices are what spares the other nodes.
+        """
+        if self.draining:
+            return
+        self.ready = False
+        self.draining = True
+        seconds = self.settings.drain_s if drain_s is None else drain_s
+        self._drained = self.spawn(self._drain(seconds), "drain")
+
+    async def _drain(self, drain_s: float) -> None:
+        waiting = list(self._sockets)
+        steps = max(1, math.floor(drain_s / _DRAIN_STEP_S))
+        size = max(1, math.ceil(len(waiting) / steps))
+        for start in range(0, len(waiting), size):
+            for connection in waiting[start : start + size]:
+                connection.disconnect(CloseCode.RECONNECT)
+            if start + size < len(waiting):
+                await asyncio.sleep(drain_s / steps)
+
+    # Goal commands
+
+    async def stream_is_live(self, streamer_id: str) -> bool:
+        """Whether the streamer is live; remembered for a while when true."""
+        if self.commands is None:
+            return False
+        ask = self.commands.stream_is_live
+        return await self._live_streams.is_live(streamer_id, self._loop.time(), ask)
+
+    async def snapshot(self, user_id: str) -> bytes:
+        """The JSON object of the user's `goal.snapshot`."""
+        if self.commands is None:
+            return b'{"goals":[]}'
+        return await self.commands.snapshot(user_id)
+
+    # Control messages
+
+    def on_control(self, kind: str, handler: Callable[[dict[str, str]], None]) -> None:
+        """Registers what this node does when any node sends a control message of `kind`."""
+        self._handlers[kind] = handler
+
+    async def send_control(self, kind: str, **data: str) -> None:
+        """Sends a control message to every node, this one included.
+
+        Raises:
+            BrokerUnavailable: It may not have been sent.
+        """
+        await self._broker.publish_control(_encode_control(_Control(kind, data)))
+
+    async def drop_channel_data(self, streamer_id: str) -> None:
+        """Makes every node forget what it remembers of a streamer's channels.
+
+        Raises:
+            BrokerUnavailable: As `send_control`; this node has forgotten it all the same.
+        """
+        self._live_streams.drop(streamer_id)
+        await self.send_control(_DROP_CHANNEL_DATA, streamer=streamer_id)
+
+    async def terminate_user(self, app_id: str, user_id: str) -> None:
+        """Closes (4009) every connection that has signed in as the user, on every node.
+
+        Raises:
+            BrokerUnavailable: As `send_control`.
+        """
+        await self.send_control(_TERMINATE_USER, app=app_id, user=user_id)
+
+    def _terminate_here(self, data: dict[str, str]) -> None:
+        for connection in list(self._by_socket_id.values()):
+            pusher = connection.pusher
+            identity = pusher.identity
+            if pusher.app.id == data["app"] and identity and identity.user_id == data["user"]:
+                connection.disconnect(CloseCode.UNAUTHORIZED)
+
+    def _on_control_body(self, body: bytes) -> None:
+        try:
+            control = _decode_control(body)
+        except msgspec.DecodeError as error:
+            log.warning("control_malformed", error=str(error))
+            return
+        handler = self._handlers.get(control.kind)
+        if handler is None:
+            # A newer node may know kinds that this one doesn't.
+            log.info("control_unknown", kind=control.kind)
+            return
+        handler(control.data)

@@ -1,0 +1,477 @@
+"""The I/O shell of one connection: the `asyncio.Protocol` that uvicorn hands a socket to.
+
+uvicorn's HTTP side reads the upgrade request, builds a `GatewayProtocol`, feeds it the request and
+gives it the transport; from there on nothing of uvicorn or ASGI is in between. Handshake and
+frames are websockets' sans-I/O `ServerProtocol`, messages are `gateway.protocol`; this class owns
+the bytes: bounds, deadlines, abort.
+
+What a client gets for a broken frame: `pusher:error` and the RFC's close code, 1002 (protocol),
+1007 (not UTF-8) or 1009 (message over `max_message_bytes`); pusher-js then reconnects. A binary
+frame is answered by `pusher:error` and ignored: closing would only make the same client send it
+again after reconnecting. Permessage-deflate is refused, because ready frames are uncompressed.
+
+Source: DESIGN 4, FINDINGS (sockets), RFC 6455, PROTOCOL 1.1, 1.4, 1.9.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Final, assert_never
+
+import structlog
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+
+from gateway import frames
+from gateway.admission import Admission, admit
+from gateway.auth import AuthError
+from gateway.broker import BrokerUnavailable, Publication
+from gateway.commands import Reply
+from gateway.errors import DISCONNECTS, CloseCode, CommandError, ErrorCode
+from gateway.messages import Execute, Relay, Send, Subscribe, Unsubscribe
+from gateway.protocol import reply_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+    from gateway.apps import App
+    from gateway.messages import Effect
+    from gateway.node import Node
+    from gateway.protocol import PusherProtocol
+
+log = structlog.get_logger(__name__)
+
+# Its own logger, so that websockets' line per connection can be switched off; and one for all
+# connections, because ServerProtocol asks it for its level when it is built.
+_wire_log = logging.getLogger("duet.wire")
+_wire_log.setLevel(logging.WARNING)
+
+# How long a peer may take to close after the close frame; then its socket is aborted.
+CLOSE_GRACE_S: Final = 3.0
+# After a broken frame the rest of what the peer is sending is read and dropped for this long:
+# closing with unread data would reset the connection and could destroy the close frame.
+_LINGER_S: Final = 0.5
+
+_BINARY: Final = frames.frame(frames.error_body("Binary frames are not supported; send JSON text"))
+_NOT_DELIVERED: Final = frames.frame(
+    frames.error_body("The client event could not be delivered; try again shortly")
+)
+
+
+class Phase(IntEnum):
+    """Where a connection is in its life."""
+
+    CONNECTING = 0  # until the upgrade is answered
+    PROVING = 1  # the token is being checked
+    OPEN = 2
+    PINGED = 3  # silent for activity_timeout; a ping is out
+    CLOSING = 4  # the close frame is out
+    CLOSED = 5
+
+
+def _drop(_data: bytes) -> None:
+    """Takes the place of `transport.write` on a connection that is ending."""
+
+
+class GatewayProtocol(asyncio.Protocol):
+    """One accepted socket.
+
+    Attributes:
+        pusher: The protocol's state; set when the connection is established.
+        write: `transport.write` itself while the socket keeps up: fan-out pays one call.
+        bucket: The wheel's.
+    """
+
+    __slots__ = (
+        "_authorize_by",
+        "_fragments",
+        "_last_seen",
+        "_node",
+        "_open_connections",
+        "_phase",
+        "_pinged_at",
+        "_reading",
+        "_transport",
+        "_wire",
+        "bucket",
+        "pusher",
+        "write",
+    )
+
+    pusher: PusherProtocol
+    write: Callable[[bytes], None]
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        del config
+        node: Node = app_state["node"]
+        self._node = node
+        self._open_connections: set[Any] = server_state.connections
+        self._phase = Phase.CONNECTING
+        self._wire = _new_wire(node, State.CONNECTING)
+        self._fragments: list[bytes | bytearray] | None = None
+        self._last_seen = 0.0
+        self._pinged_at = 0.0
+        self._authorize_by = math.inf
+        self._reading = True
+        self.write = _drop
+        self.bucket = -1
+
+    # What the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Takes the socket over from uvicorn's HTTP side."""
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]
+        self._open_connections.add(self)
+        self._node.arrive(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Acts on each complete frame, in order."""
+        self._last_seen = self._node.now()
+        wire = self._wire
+        wire.receive_data(data)
+        for event in wire.events_received():
+            if isinstance(event, Frame):
+                self._on_frame(event)
+            elif isinstance(event, Request):
+                self._on_upgrade(event)
+        if wire.parser_exc is not None or wire.handshake_exc is not None:
+            self._on_broken_wire(wire)
+
+    def pause_writing(self) -> None:
+        """The peer reads more slowly than we write: from here on every write is measured."""
+        if self._phase < Phase.CLOSING:
+            self.write = self._write_bounded
+            self._check_buffer()
+
+    def resume_writing(self) -> None:
+        """The peer has caught up."""
+        if self._phase < Phase.CLOSING:
+            self.write = self._transport.write
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Lets go of everything that knows this socket."""
+        del exc
+        self._phase = Phase.CLOSED
+        self.write = _drop
+        self._open_connections.discard(self)
+        self._node.detach(self)
+        self._node.gone(self)
+
+    def shutdown(self) -> None:
+        """uvicorn is stopping; the node closes its sockets in slices, this one among them."""
+        self._node.begin_drain()
+
+    # Opening
+
+    def _on_upgrade(self, request: Request) -> None:
+        wire, node = self._wire, self._node
+        response = wire.accept(request)
+        if response.status_code == 101:
+            offered = request.headers.get_all("Sec-WebSocket-Protocol")
+            if offered:
+                # Swift's client drops a connection whose answer doesn't repeat its protocol.
+                response.headers["Sec-WebSocket-Protocol"] = offered[0].split(",")[0].strip()
+        wire.send_response(response)
+        if response.status_code != 101:
+            return
+        self._transport.write(b"".join(wire.data_to_send()))
+        # A fresh parser: the first one keeps the request's headers for as long as it lives.
+        self._wire = _new_wire(node, State.OPEN)
+        self.write = self._transport.write
+        origins = request.headers.get_all("Origin")
+        authorizations = request.headers.get_all("Authorization")
+        admission = admit(
+            request.path,
+            origins[0] if origins else None,
+            authorizations[0] if authorizations else None,
+            node.apps,
+            path_prefix=node.settings.path_prefix,
+            strict=node.settings.strict_protocol,
+        )
+        if not isinstance(admission, Admission):
+            self.disconnect(admission)
+        elif node.draining:
+            self.disconnect(CloseCode.OVER_CAPACITY)
+        elif admission.token is None:
+            self._establish(admission.app)
+        else:
+            self._phase = Phase.PROVING
+            self._pause_reading()
+            node.spawn(self._prove(admission.app, admission.token), "prove")
+
+    async def _prove(self, app: App, token: str) -> None:
+        """Opens the connection for the token's user, or closes it."""
+        node = self._node
+        try:
+            identity = await node.auth.identity_of(token, node.clock.now())
+        except AuthError as error:
+            # Keys that can't be fetched now say nothing against the token: come back later.
+            temporary = error.code is not ErrorCode.UNAUTHENTICATED
+            code = CloseCode.OVER_CAPACITY if temporary else CloseCode.UNAUTHORIZED
+            self.disconnect(code, error.message)
+            return
+        if self._phase is Phase.PROVING:
+            self._establish(app)
+            if self._phase is Phase.OPEN:
+                self.pusher.identity = identity
+                self._resume_reading()
+
+    def _establish(self, app: App) -> None:
+        node = self._node
+        if not node.has_room(app):
+            self.disconnect(CloseCode.OVER_CONNECTION_QUOTA)
+            return
+        self.pusher = node.attach(self, app)
+        self._phase = Phase.OPEN
+        now = node.now()
+        if app.authorized_only:
+            self._authorize_by = now + app.authorization_timeout_s
+        timeout_s = node.settings.activity_timeout_s
+        body = frames.established_body(self.pusher.socket_id, timeout_s)
+        self.write(frames.frame(body))
+        node.wheel.put(self, min(now + node.jittered(timeout_s), self._authorize_by))
+
+    # Receiving
+
+    def _on_frame(self, event: Frame) -> None:
+        opcode = event.opcode
+        if opcode is Opcode.CLOSE:
+            self._on_close()
+        elif self._phase >= Phase.CLOSING:
+            return
+        elif opcode is Opcode.TEXT and event.fin:
+            self._on_text(event.data)
+        elif opcode is Opcode.PING:
+            self.write(b"".join(self._wire.data_to_send()))
+        elif opcode is Opcode.PONG:
+            return
+        else:
+            self._on_fragment(event)
+
+    def _on_fragment(self, event: Frame) -> None:
+        """Collects the frames of a text message; those of a binary one are dropped."""
+        if event.opcode is Opcode.BINARY:
+            self.write(_BINARY)
+        elif event.opcode is Opcode.TEXT:
+            self._fragments = [event.data]  # type: ignore[list-item]
+        elif self._fragments is not None:
+            self._fragments.append(event.data)  # type: ignore[arg-type]
+            if event.fin:
+                text, self._fragments = b"".join(self._fragments), None
+                self._on_text(text)
+
+    def _on_text(self, data: Any) -> None:
+        text = bytes(data)
+        if not text.isascii():
+            try:
+                text.decode()
+            except UnicodeDecodeError:
+                self.disconnect(1007, "The message is not UTF-8")
+                return
+        pusher = self.pusher
+        self._perform(pusher.receive(text, self._last_seen))
+        if pusher.congested:
+            self._pause_reading()
+
+    def _on_close(self) -> None:
+        """The peer closes, or answers our close frame: the server ends the TCP connection."""
+        self._transport.write(b"".join(self._wire.data_to_send()))
+        self._end()
+        self._transport.close()
+        self._node.wheel.put(self, self._node.now() + CLOSE_GRACE_S)
+
+    def _on_broken_wire(self, wire: ServerProtocol) -> None:
+        """The peer breaks HTTP or RFC 6455; the sans-I/O layer has prepared the last words."""
+        if self._phase >= Phase.CLOSING:
+            return
+        last_words = b"".join(wire.data_to_send())
+        close = wire.close_sent
+        if close is not None:
+            last_words = frames.frame(frames.error_body(close.reason)) + last_words
+            self._node.telemetry.disconnects.labels(str(close.code)).inc()
+        self._transport.write(last_words)
+        self._end()
+        self._node.wheel.put(self, self._node.now() + _LINGER_S)
+
+    # Performing
+
+    def _perform(self, effects: Sequence[Effect]) -> None:
+        node = self._node
+        for effect in effects:
+            match effect:
+                case Send():
+                    self.write(effect.frames)
+                case Subscribe():
+                    if node.subscribing.at_once(self, effect):
+                        self.pusher.opened()
+                    else:
+                        socket_id = self.pusher.socket_id
+                        node.spawn(self._subscribe(effect), "subscribe", socket_id=socket_id)
+                case Unsubscribe():
+                    node.subscribing.end(self, effect.channel)
+                case Relay():
+                    node.spawn(self._relay(effect), "relay", channel=effect.channel)
+                case Execute():
+                    node.spawn(self._execute(effect), "command", channel=effect.channel)
+                case _:
+                    assert_never(effect)
+
+    async def _subscribe(self, effect: Subscribe) -> None:
+        """Subscribes, then goes on with the messages that waited for it."""
+        pusher, node = self.pusher, self._node
+        try:
+            await node.subscribing.later(self, effect)
+        finally:
+            pusher.opened()
+            while self._phase < Phase.CLOSING:
+                effects = pusher.resume(node.now())
+                if effects is None:
+                    break
+                self._perform(effects)
+            if not pusher.congested:
+                self._resume_reading()
+
+    async def _relay(self, effect: Relay) -> None:
+        pusher = self.pusher
+        publication = Publication(pusher.app.id, effect.channel, effect.body, pusher.socket_id)
+        try:
+            await self._node.publish([publication])
+        except BrokerUnavailable:
+            self.write(_NOT_DELIVERED)
+
+    async def _execute(self, effect: Execute) -> None:
+        """Runs a goal command; whatever happens, the client gets its reply."""
+        pusher, commands = self.pusher, self._node.commands
+        identity, request_id = pusher.identity, effect.command.request_id
+        try:
+            if commands is None or identity is None:
+                error = CommandError.of(ErrorCode.UNAVAILABLE)
+                reply = Reply(request_id, None, error)
+            else:
+                reply = await commands.execute(effect.command, identity)
+        except Exception:
+            log.exception("command_failed", request_id=request_id, channel=effect.channel)
+            reply = Reply(request_id, None, CommandError.of(ErrorCode.INTERNAL))
+        finally:
+            pusher.commands_running -= 1
+        self.write(reply_frame(effect.channel, reply))
+
+    # Bounds and deadlines
+
+    def _write_bounded(self, data: bytes) -> None:
+        self._transport.write(data)
+        self._check_buffer()
+
+    def _check_buffer(self) -> None:
+        unsent_bytes = self._transport.get_write_buffer_size()
+        if unsent_bytes > self._node.settings.send_buffer_bytes:
+            self.abort_slow()
+
+    def abort_slow(self) -> None:
+        """Ends a connection whose peer reads too slowly; it recovers when it reconnects."""
+        if self._phase < Phase.CLOSED:
+            self._node.telemetry.slow_aborts.inc()
+            self.abort()
+
+    def abort(self) -> None:
+        """Ends the connection without a word; unsent data is lost."""
+        self._phase = Phase.CLOSED
+        self.write = _drop
+        self._transport.abort()
+
+    def on_deadline(self, now: float) -> float | None:
+        """Does what is due at `now` (monotonic); returns the next deadline, if there is one."""
+        settings = self._node.settings
+        match self._phase:
+            case Phase.CONNECTING | Phase.CLOSING:
+                self.abort()
+                return None
+            case Phase.PROVING:
+                self.disconnect(CloseCode.OVER_CAPACITY)
+                return None
+            case Phase.CLOSED:
+                return None
+            case Phase.PINGED if self._last_seen < self._pinged_at:
+                if now >= self._pinged_at + settings.pong_timeout_s:
+                    self.disconnect(CloseCode.NO_PONG)
+                    return None
+                return min(self._pinged_at + settings.pong_timeout_s, self._authorize_by)
+            case _:
+                self._phase = Phase.OPEN
+                return self._while_open(now)
+
+    def _while_open(self, now: float) -> float | None:
+        settings = self._node.settings
+        if now >= self._authorize_by:
+            if not self.pusher.authorized:
+                self.disconnect(CloseCode.UNAUTHORIZED)
+                return None
+            self._authorize_by = math.inf
+        if now < self._last_seen + settings.activity_timeout_s:
+            due = self._last_seen + self._node.jittered(settings.activity_timeout_s)
+            return min(due, self._authorize_by)
+        self._phase = Phase.PINGED
+        self._pinged_at = now
+        self.write(frames.PING_FRAME)
+        return min(now + settings.pong_timeout_s, self._authorize_by)
+
+    # Closing
+
+    def disconnect(self, code: int, message: str | None = None) -> None:
+        """Ends the connection with `pusher:error` and a close frame; does nothing on a second call.
+
+        Args:
+            code: Of `CloseCode`, or of RFC 6455.
+            message: For a person; the table's sentence when there is none.
+        """
+        if self._phase >= Phase.CLOSING:
+            return
+        if self._phase is Phase.CONNECTING and self._wire.state is not State.OPEN:
+            self.abort()
+            return
+        known = DISCONNECTS.get(code)  # type: ignore[call-overload]
+        text = message or (known.reason if known else "")
+        error = frames.error_body(text, int(code) if code >= 4000 else None)
+        self._wire.send_close(code, text.encode()[:120].decode(errors="ignore"))
+        self.write(frames.frame(error) + b"".join(self._wire.data_to_send()))
+        self._node.telemetry.disconnects.labels(str(int(code))).inc()
+        self._end()
+        self._resume_reading()
+        self._node.wheel.put(self, self._node.now() + CLOSE_GRACE_S)
+
+    def _end(self) -> None:
+        """Takes part in nothing any more; only the transport is left."""
+        if self._phase < Phase.CLOSING:
+            self._phase = Phase.CLOSING
+        self.write = _drop
+        self._node.detach(self)
+
+    def _pause_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if not self._reading:
+            self._reading = True
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
+
+
+def _new_wire(node: Node, state: State) -> ServerProtocol:
+    return ServerProtocol(state=state, max_size=node.settings.max_message_bytes, logger=_wire_log)

@@ -1,0 +1,201 @@
+"""Subscribing a connection, from authorized to live, without losing or reordering a push.
+
+The order: hub -> broker, if the node does not hear the channel yet -> presence ->
+`subscription_succeeded` -> `goal.snapshot` on one's own channel -> the pushes that came meanwhile
+-> live. What arrives before the connection is live waits behind its gate.
+
+Source: DESIGN 4 (subscribe), DESIGN 1 (`goal.snapshot`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from gateway import frames
+from gateway.broker import BrokerUnavailable
+from gateway.hub import Gate
+from gateway.presence import ChannelFull
+from gateway.protocol import refusal_frame
+from persistence.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from gateway.hub import Channel, Connection
+    from gateway.messages import Member, Subscribe
+    from gateway.node import Node
+
+# How long pushes wait for a snapshot that can't be read; then it follows behind them.
+SNAPSHOT_WAIT_S: Final = 2.0
+_RETRY_LEAST_S: Final = 0.5
+_RETRY_MOST_S: Final = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+class Subscribing:
+    """Performs the subscriptions of one node's connections."""
+
+    __slots__ = ("_node",)
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def at_once(self, connection: Connection, request: Subscribe) -> bool:
+        """Subscribes without waiting where nothing has to be waited for; tells whether it did."""
+        if request.member is not None or request.live_streamer is not None:
+            return False
+        app_id = connection.pusher.app.id
+        channel = self._node.hub.channel((app_id, request.channel))
+        if channel is None or not channel.heard:
+            return False
+        gate = Gate() if request.snapshot_of is not None else None
+        self._node.hub.join(connection, channel.key, gate=gate)
+        self._succeed(connection, channel, request, b"{}")
+        return True
+
+    async def later(self, connection: Connection, request: Subscribe) -> None:
+        """Subscribes, or answers with `pusher:subscription_error`; never fails.
+
+        A connection that ends meanwhile is left as it is: its end has undone what was done.
+        """
+        refusal = await self._must_be_live(request)
+        node = self._node
+        if connection not in node.hub.connections:
+            return
+        if refusal is not None:
+            connection.write(refusal)
+            return
+        gate = Gate()
+        key = (connection.pusher.app.id, request.channel)
+        channel, _ = node.hub.join(connection, key, request.member, gate)
+        try:
+            await node.interest.hear(channel)
+            if channel.gates.get(connection) is not gate:
+                return
+            data = await self._join(connection, channel, request.member)
+        except BrokerUnavailable:
+            refusal = _unavailable(request.channel)
+        except ChannelFull:
+            most = node.settings.presence_max_members
+            refusal = refusal_frame(
+                request.channel, f"The channel has its {most} members", "LimitReached", 403
+            )
+        else:
+            if channel.gates.get(connection) is gate:
+                self._succeed(connection, channel, request, data)
+            return
+        if channel.gates.get(connection) is gate:
+            if node.hub.leave(connection, channel):
+                node.interest.linger(channel)
+            connection.write(refusal)
+
+    async def _must_be_live(self, request: Subscribe) -> bytes | None:
+        """The refusal of a channel whose stream is not live; None if it is, or need not be."""
+        streamer_id = request.live_streamer
+        if streamer_id is None:
+            return None
+        try:
+            if await self._node.stream_is_live(streamer_id):
+                return None
+        except StoreUnavailable:
+            return _unavailable(request.channel)
+        return refusal_frame(request.channel, "The stream is not live", "AuthError", 403)
+
+    async def _join(self, connection: Connection, channel: Channel, member: Member | None) -> bytes:
+        """The `data` of `subscription_succeeded`, after joining if it is a presence channel."""
+        if member is None:
+            return b"{}"
+        socket_id = connection.pusher.socket_id
+        joined = await self._node.presence.join(*channel.key, member, socket_id)
+        return frames.presence_data(joined.members)
+
+    def _succeed(
+        self, connection: Connection, channel: Channel, request: Subscribe, data: bytes
+    ) -> None:
+        connection.write(frames.frame(frames.succeeded_body(channel.name, data)))
+        if request.snapshot_of is None:
+            self._go_live(connection, channel)
+            return
+        self._node.spawn(
+            self._send_snapshot(connection, channel, request.snapshot_of),
+            "snapshot",
+            user_id=request.snapshot_of,
+            socket_id=connection.pusher.socket_id,
+        )
+
+    def _go_live(self, connection: Connection, channel: Channel) -> None:
+        """Writes what waited behind the gate and opens it for good."""
+        gate = self._node.hub.open_gate(channel, connection)
+        if gate is not None and gate.waiting:
+            connection.write(b"".join(gate.waiting))
+
+    async def _send_snapshot(self, connection: Connection, channel: Channel, user_id: str) -> None:
+        """Sends `goal.snapshot`, trying until it can be read; pushes wait for the first try only.
+
+        The gate is what tells this subscription from a later one to the same channel.
+        """
+        gate = channel.gates.get(connection)
+        snapshot = await self._read_snapshot(user_id)
+        if gate is None or channel.gates.get(connection) is not gate:
+            return
+        if snapshot is not None:
+            connection.write(_snapshot_frame(channel.name, snapshot))
+        self._go_live(connection, channel)
+        pause_s = _RETRY_LEAST_S
+        while snapshot is None:
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311  only a spread
+            pause_s = min(pause_s * 2, _RETRY_MOST_S)
+            if connection not in channel.live:
+                return
+            snapshot = await self._read_snapshot(user_id)
+            if snapshot is not None and connection in channel.live:
+                connection.write(_snapshot_frame(channel.name, snapshot))
+
+    async def _read_snapshot(self, user_id: str) -> bytes | None:
+        """The user's snapshot, None when it can't be read now."""
+        try:
+            async with asyncio.timeout(SNAPSHOT_WAIT_S):
+                return await self._node.snapshot(user_id)
+        except (StoreUnavailable, TimeoutError):
+            log.warning("snapshot_delayed", user_id=user_id)
+            return None
+
+    # Ending
+
+    def end(self, connection: Connection, name: str) -> None:
+        """Ends one subscription that the connection has."""
+        hub = self._node.hub
+        channel = hub.channel((connection.pusher.app.id, name))
+        if channel is None or name not in connection.pusher.subscriptions:
+            return
+        member = connection.pusher.subscriptions[name]
+        hub.leave(connection, channel)
+        self._after_leaving(connection, channel, member)
+
+    def end_all(self, connection: Connection) -> None:
+        """Ends every subscription of a connection that is going, and forgets it."""
+        for channel, member in self._node.hub.detach(connection, connection.pusher.app.id):
+            self._after_leaving(connection, channel, member)
+
+    def _after_leaving(
+        self, connection: Connection, channel: Channel, member: Member | None
+    ) -> None:
+        if channel.empty:
+            self._node.interest.linger(channel)
+        if member is not None:
+            socket_id = connection.pusher.socket_id
+            leaving = self._node.presence.leave(*channel.key, member.user_id, socket_id)
+            self._node.spawn(leaving, "presence_leave", channel=channel.name, socket_id=socket_id)
+
+
+def _unavailable(channel: str) -> bytes:
+    message = "The subscription could not be made now; try again shortly"
+    return refusal_frame(channel, message, "Unavailable", 503)
+
+
+def _snapshot_frame(channel: str, snapshot: bytes) -> bytes:
+    data = frames.json_string(snapshot)
+    return frames.frame(frames.encode_event("goal.snapshot", channel, data))
