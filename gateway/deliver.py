@@ -43,6 +43,7 @@ _log = structlog.get_logger(__name__)
 # Run by the commit's own process before the reply, so that the outbox need not run it again.
 _DROPPED_BEFORE_REPLY = frozenset({"invalidate_get_session_token_view_cache"})
 _CLAIM_LIMIT = 64
+_DELIVERIES_AT_ONCE = 16
 _PUBLICATIONS_AT_ONCE = 500
 _FOLLOW_TIME_EVERY_S = 10.0
 
@@ -90,6 +91,8 @@ class Deliverer:
         self._poll_interval_s = poll_interval_s
         self._room_pass_s = room_pass_s
         self._cache_deadline_s = cache_deadline_s
+        # Bounds what a burst (a stream that ends with a thousand invitations) asks of MongoDB.
+        self._slots = asyncio.Semaphore(_DELIVERIES_AT_ONCE)
 
     async def start(self) -> None:
         """Takes over what an earlier process of this node's name left, and starts the loops."""
@@ -111,7 +114,8 @@ class Deliverer:
             ran = _DROPPED_BEFORE_REPLY
         except (BrokerUnavailable, TimeoutError) as error:
             _log.warning("pass_cache_not_dropped", session=done.session_id, why=str(error))
-        self._publisher.spawn(self._deliver(done.deliveries, ran), "deliver")
+        for delivery in done.deliveries:
+            self._publisher.spawn(self._deliver(delivery, ran), "deliver")
 
     async def stream_changed(self, streamer_id: str) -> None:
         """Tells the nodes that a stream went on or off; without Redis their caches run out."""
@@ -181,21 +185,21 @@ class Deliverer:
         for first in range(0, len(publications), _PUBLICATIONS_AT_ONCE):
             await self._publisher.publish(publications[first : first + _PUBLICATIONS_AT_ONCE])
 
-    async def _deliver(self, deliveries: Sequence[Delivery], ran: frozenset[str]) -> None:
-        for delivery in deliveries:
-            try:
+    async def _deliver(self, delivery: Delivery, ran: frozenset[str]) -> None:
+        try:
+            async with self._slots:
                 finished = await self.outbox.deliver(delivery, ran)
-            except StoreError as error:
-                # What ran is not written down; the lease runs out and it runs once more.
-                _log.warning("outbox_not_recorded", goal=str(delivery.goal_id), why=str(error))
-                continue
-            except Exception:  # noqa: BLE001 - once per task, logged with the goal
-                # One goal that can't be delivered must not keep the others waiting.
-                _log.exception("delivery_failed", goal=str(delivery.goal_id))
-                continue
-            if not finished:
-                self._telemetry.outbox_retries.labels("any").inc()
-                _log.warning("delivery_postponed", goal=str(delivery.goal_id))
+        except StoreError as error:
+            # What ran is not written down; the lease runs out and it runs once more.
+            _log.warning("outbox_not_recorded", goal=str(delivery.goal_id), why=str(error))
+            return
+        except Exception:  # noqa: BLE001 - once per task, logged with the goal
+            # One goal that can't be delivered must not keep the others waiting.
+            _log.exception("delivery_failed", goal=str(delivery.goal_id))
+            return
+        if not finished:
+            self._telemetry.outbox_retries.labels("any").inc()
+            _log.warning("delivery_postponed", goal=str(delivery.goal_id))
 
     async def _run_outboxes(self) -> None:
         while True:
@@ -207,7 +211,7 @@ class Deliverer:
             if deliveries:
                 async with asyncio.TaskGroup() as group:
                     for delivery in deliveries:
-                        group.create_task(self._deliver((delivery,), frozenset()))
+                        group.create_task(self._deliver(delivery, frozenset()))
             if len(deliveries) < _CLAIM_LIMIT:
                 await asyncio.sleep(self._poll_interval_s)
 
