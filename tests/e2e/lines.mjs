@@ -12,9 +12,10 @@ export function serve(orders) {
   lines.on("line", async (line) => {
     const { do: name, n, ...args } = JSON.parse(line);
     try {
-      emit("done", { n, result: (await orders[name](args)) ?? null });
+      emit("answer", { n, ok: true, result: (await orders[name](args)) ?? null });
     } catch (error) {
-      emit("failed", { n, message: String(error?.message ?? error), status: error?.status ?? null });
+      const message = String(error?.message ?? error);
+      emit("answer", { n, ok: false, message, status: error?.status ?? null });
     }
   });
   lines.on("close", () => process.exit(0));

@@ -1,0 +1,213 @@
+"""`duet serve` as a real process, and everything a test needs to speak to it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import itertools
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+import httpx
+import jwt
+
+from persistence.embedded_process import ServerGuard, ServerProcess, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+APP_ID = "7"
+APP_KEY = "e2e-key"
+APP_SECRET = "e2e-secret-that-signs-channels"
+JWT_SECRET = "e2e-secret-that-signs-tokens-and-is-long-enough"
+CLIENT_ID = "e2e-app"
+
+APPS_TOML = f"""\
+[[apps]]
+id = "{APP_ID}"
+key = "{APP_KEY}"
+secret = "{APP_SECRET}"
+client_events = true
+"""
+
+START_DEADLINE_S = 30.0
+STOP_GRACE_S = 15.0
+_POLL_S = 0.02
+_NUMBERS = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Where the gateways of one test keep their state."""
+
+    mongodb_url: str
+    database: str
+    redis_url: str
+    prefix: str
+
+
+@dataclass(slots=True)
+class Gateway:
+    """One gateway process; it ends with the test, and with this process however that ends."""
+
+    guard: ServerGuard
+    stores: Stores
+    apps_file: Path
+    settings: Mapping[str, str] = field(default_factory=dict)
+    program: tuple[str, ...] = ("-m", "gateway.cli", "serve")
+    port: int = 0
+    name: str = ""
+    process: ServerProcess | None = None
+    app_key: str = APP_KEY
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def ws_url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "DUET_HOST": "127.0.0.1",
+            "DUET_PORT": str(self.port),
+            "DUET_MONGODB_URL": self.stores.mongodb_url,
+            "DUET_MONGODB_DATABASE": self.stores.database,
+            "DUET_REDIS_URL": self.stores.redis_url,
+            "DUET_REDIS_PREFIX": self.stores.prefix,
+            "DUET_APPS_FILE": str(self.apps_file),
+            "DUET_JWT_SECRET": JWT_SECRET,
+            "DUET_NODE_NAME": self.name,
+            # A test that ends does not wait for sockets to leave one by one.
+            "DUET_DRAIN_S": "0",
+            **self.settings,
+        }
+
+    def launch(self) -> None:
+        """Starts the process, or starts it again on its port, without waiting for it."""
+        if self.process is None:
+            self.port = free_port()
+            self.name = f"gateway-{next(_NUMBERS)}"
+            self.process = ServerProcess(self.guard, self.name, stop_grace_s=STOP_GRACE_S)
+        variables = [f"{name}={value}" for name, value in self.environment().items()]
+        self.process.start(["/usr/bin/env", *variables, sys.executable, *self.program])
+
+    def start(self) -> None:
+        """Starts the process and waits until it is ready."""
+        self.launch()
+        give_up_at = time.monotonic() + START_DEADLINE_S
+        while not self.is_ready():
+            log = self.log_text()
+            assert self.running().exit_code() is None, f"the gateway ended:\n{log}"
+            assert time.monotonic() < give_up_at, f"the gateway is not ready:\n{log}"
+            time.sleep(_POLL_S)
+
+    def running(self) -> ServerProcess:
+        assert self.process is not None, "the gateway was not started"
+        return self.process
+
+    def log_text(self) -> str:
+        return self.running().log_text()
+
+    def is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def kill(self) -> None:
+        """Ends the process as a crash does."""
+        if self.process is not None:
+            self.process.kill()
+
+    def stop(self) -> None:
+        """Ends the process in order."""
+        if self.process is not None:
+            self.process.stop()
+
+    async def restart(self) -> None:
+        """Starts the process again where it was and waits until it is ready."""
+        await asyncio.to_thread(self.start)
+
+    def token(self, user_id: str, role: str | None, **claims: Any) -> str:
+        """A JWT for that user."""
+        return jwt.encode(
+            {
+                "sub": user_id,
+                "role": role,
+                "client_id": CLIENT_ID,
+                "exp": datetime.now(UTC) + timedelta(hours=1),
+                **claims,
+            },
+            JWT_SECRET,
+            algorithm="HS256",
+        )
+
+    def backend_options(self) -> dict[str, Any]:
+        """How the `pusher` libraries of a customer's backend reach this gateway."""
+        return {
+            "appId": APP_ID,
+            "key": APP_KEY,
+            "secret": APP_SECRET,
+            "host": "127.0.0.1",
+            "port": self.port,
+            "useTLS": False,
+            "timeout": 5000,
+        }
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        user_id: str | None = None,
+        role: str | None = None,
+        body: Any = None,
+        content: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> httpx.Response:
+        """One HTTP call, with the JWT of `user_id`."""
+        headers = dict(headers or {})
+        if user_id is not None:
+            headers["Authorization"] = f"Bearer {self.token(user_id, role)}"
+        if body is not None:
+            content = json.dumps(body).encode()
+        if content is not None:
+            headers.setdefault("Content-Type", "application/json")
+        async with httpx.AsyncClient(timeout=10) as client:
+            return await client.request(
+                method, f"{self.url}{path}", content=content, headers=headers
+            )
+
+    async def publish(self, channels: list[str], event: str, data: Any) -> httpx.Response:
+        """A signed event of the Pusher HTTP API (PROTOCOL 2.1)."""
+        path = f"/apps/{APP_ID}/events"
+        body = json.dumps({"name": event, "channels": channels, "data": json.dumps(data)})
+        query = {
+            "auth_key": APP_KEY,
+            "auth_timestamp": str(int(datetime.now(UTC).timestamp())),
+            "auth_version": "1.0",
+            "body_md5": hashlib.md5(body.encode()).hexdigest(),
+        }
+        pairs = "&".join(f"{key}={value}" for key, value in sorted(query.items()))
+        signature = hmac.new(
+            APP_SECRET.encode(), f"POST\n{path}\n{pairs}".encode(), hashlib.sha256
+        ).hexdigest()
+        return await self.call(
+            "POST", f"{path}?{pairs}&auth_signature={signature}", content=body.encode()
+        )
+
+
+class GatewayBuilder(Protocol):
+    """Starts a gateway with these settings; a second one on the same stores is a second node."""
+
+    async def __call__(
+        self, *, program: tuple[str, ...] | None = None, **settings: str
+    ) -> Gateway: ...

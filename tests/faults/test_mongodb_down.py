@@ -1,0 +1,254 @@
+"""MongoDB frozen or dead: a retryable error within two seconds, and nothing half done."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from tests.e2e.books import Books
+from tests.e2e.stage import AMOUNT_MINOR, Stage, reply, to_streamer, to_viewer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from persistence.embedded_mongod import ReplicaSet
+    from persistence.embedded_process import ServerGuard
+    from tests.e2e.gateway_process import Stores
+
+from tests.e2e.gateway_process import Gateway
+
+# The command's own two seconds and what a busy machine adds to them.
+ANSWER_WITHIN_S = 2.6
+COMES_BACK_WITHIN_S = 30.0
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A stage whose MongoDB can be taken away."""
+
+    stage: Stage
+    mongodb: ReplicaSet
+
+    def pause(self) -> None:
+        self.mongodb.members[0].process.pause()
+
+    def resume(self) -> None:
+        self.mongodb.members[0].process.resume()
+
+    def kill(self) -> None:
+        self.mongodb.members[0].process.kill()
+
+    async def start(self) -> None:
+        """Starts the killed server on its old data and waits until it takes writes."""
+        await asyncio.to_thread(self.mongodb.start)
+
+    def take_away(self, how: str) -> None:
+        {"frozen": self.pause, "killed": self.kill}[how]()
+
+    async def give_back(self, how: str) -> None:
+        if how == "frozen":
+            self.resume()
+        else:
+            await self.start()
+
+
+@pytest_asyncio.fixture
+async def victim(
+    victim_mongodb: ReplicaSet, server_guard: ServerGuard, apps_file: Path, stores: Stores
+) -> AsyncIterator[Victim]:
+    stores = replace(stores, mongodb_url=victim_mongodb.url)
+    gateway = Gateway(server_guard, stores, apps_file, {"DUET_LEASE_S": "1"})
+    try:
+        await asyncio.to_thread(gateway.start)
+        async with Books(stores) as books, Stage(gateway, books) as stage:
+            yield Victim(stage, victim_mongodb)
+    finally:
+        await asyncio.to_thread(gateway.kill)
+
+
+async def until_answered(call: Any) -> dict[str, Any]:
+    """Repeats a command as a client does who was told that it may, until the answer is final."""
+    give_up_at = time.monotonic() + COMES_BACK_WITHIN_S
+    while True:
+        answer: dict[str, Any] = await call()
+        if answer["ok"] or not answer["error"]["retryable"]:
+            return answer
+        assert time.monotonic() < give_up_at, answer
+
+
+@pytest.mark.parametrize("how", ["frozen", "killed"])
+async def test_commands_get_a_retryable_error_in_time_and_nothing_is_half_done(
+    victim: Victim, how: str
+) -> None:
+    stage = victim.stage
+    streamer = await stage.streamer()
+    viewer = await stage.viewer("viewer", streamer)
+    goal = await stage.invited(viewer)
+    await stage.mark()
+    before = await stage.books.goal(goal["id"])
+    request_id = streamer.new_request_id()
+
+    victim.take_away(how)
+    asked_at = time.monotonic()
+    refused = await streamer.command("client-goal.agree", request_id=request_id, goal_id=goal["id"])
+    took_s = time.monotonic() - asked_at
+    asked_at = time.monotonic()
+    over_http = await stage.gateway.call(
+        "DELETE",
+        f"/goals/{goal['id']}",
+        user_id=streamer.user_id,
+        role="streamer",
+        body={"agree": True},
+    )
+    took_over_http_s = time.monotonic() - asked_at
+    ready = await stage.gateway.call("GET", "/readyz")
+    alive = await stage.gateway.call("GET", "/healthz")
+    await victim.give_back(how)
+
+    assert refused["ok"] is False
+    assert refused["error"]["retryable"] is True, refused
+    assert refused["error"]["code"] in {"unavailable", "timed_out"}
+    assert took_s < ANSWER_WITHIN_S
+    assert over_http.status_code in {503, 504}
+    assert over_http.json()["retryable"] is True
+    assert took_over_http_s < ANSWER_WITHIN_S
+    assert ready.status_code == 503
+    assert alive.status_code == 200
+    assert await stage.books.goal(goal["id"]) == before
+
+    # The same request_id, sent again, is carried out now.
+    agreed = await until_answered(
+        lambda: streamer.command("client-goal.agree", request_id=request_id, goal_id=goal["id"])
+    )
+
+    assert agreed["ok"] is True, agreed
+    replies = len(stage.received(streamer, "goal.reply"))
+    await stage.assert_received(
+        {
+            streamer: [*reply(streamer) * replies, *to_streamer("goal.ended", streamer)],
+            viewer: [
+                ("goal.ended", streamer.audience_channel),
+                ("stream.authorized", streamer.preview_channel(viewer)),
+            ],
+        }
+    )
+    assert await stage.books.movements(goal["id"]) == {"hold": 1}
+    assert await stage.books.records_of(goal["id"]) == 1
+
+
+@pytest.mark.parametrize("how", ["frozen", "killed"])
+async def test_sockets_stay_open_and_other_channels_go_on(victim: Victim, how: str) -> None:
+    stage = victim.stage
+    streamer = await stage.streamer()
+    channel = stage.user("news")
+    await streamer.subscribe(channel)
+
+    victim.take_away(how)
+    published = await stage.gateway.publish([channel], "headline", {"n": 1})
+    await streamer.expect("headline", channel)
+    await victim.give_back(how)
+
+    assert published.status_code == 200
+    assert {record.fields["current"] for record in streamer.received if record.kind == "state"} <= {
+        "connecting",
+        "connected",
+    }
+
+
+async def test_a_snapshot_that_can_not_be_read_follows_when_it_can(victim: Victim) -> None:
+    stage = victim.stage
+    streamer = await stage.streamer()
+    viewer = await stage.viewer("viewer", streamer)
+    goal = await stage.invited(viewer)
+    await viewer.disconnect()
+
+    victim.pause()
+    await viewer.reconnect()
+    await viewer.expect(
+        "pusher:subscription_succeeded", viewer.own_channel, timeout_s=COMES_BACK_WITHIN_S
+    )
+    victim.resume()
+    snapshot = await viewer.expect(
+        "goal.snapshot", viewer.own_channel, timeout_s=COMES_BACK_WITHIN_S
+    )
+
+    assert [open_goal["id"] for open_goal in snapshot.data["goals"]] == [goal["id"]]
+
+
+async def test_a_timer_that_found_no_database_comes_as_soon_as_there_is_one(
+    victim: Victim,
+) -> None:
+    stage = victim.stage
+    streamer = await stage.streamer()
+    viewer = await stage.viewer("viewer", streamer)
+    goal = await stage.invited(viewer)
+    await stage.mark()
+    await stage.books.move_deadline(goal["id"], seconds=-57)
+
+    victim.kill()
+    await victim.start()
+    ended = await stage.books.until_state(goal["id"], "ended", timeout_s=COMES_BACK_WITHIN_S)
+
+    assert ended["reason"] == "expired"
+    await stage.assert_received(
+        {
+            streamer: to_streamer("goal.ended", streamer),
+            viewer: [
+                ("goal.ended", streamer.audience_channel),
+                *to_viewer("escrow.released", viewer),
+            ],
+        }
+    )
+    assert await stage.books.balances(stage.session_id) == {}
+
+
+async def test_killed_amid_many_commands_money_is_conserved(victim: Victim) -> None:
+    stage = victim.stage
+    count = 30
+    await stage.open_session(stage.user("streamer"))
+    first_is_in = asyncio.Event()
+
+    async def invite(number: int) -> None:
+        """Invites until it is told yes, each time as the same request."""
+        give_up_at = time.monotonic() + COMES_BACK_WITHIN_S
+        while time.monotonic() < give_up_at:
+            try:
+                response = await stage.gateway.call(
+                    "POST",
+                    "/goals",
+                    user_id=stage.user(f"viewer{number}"),
+                    role="viewer",
+                    body=stage.terms(),
+                    headers={"Idempotency-Key": f"invitation-{number}"},
+                )
+            except httpx.TimeoutException:
+                continue
+            if response.status_code == 201:
+                first_is_in.set()
+                return
+            assert response.json()["retryable"] is True, response.text
+        raise AssertionError(f"viewer {number} was never let in")
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(count):
+            tasks.create_task(invite(number))
+        await first_is_in.wait()
+        victim.kill()
+        await victim.start()
+
+    goals = await stage.books.goals_of(stage.session_id)
+    assert len(goals) == count
+    await stage.books.until_delivered(timeout_s=COMES_BACK_WITHIN_S)
+    await stage.books.assert_money_conserved(stage.session_id)
+    balances = await stage.books.balances(stage.session_id)
+    assert balances.pop("escrow") == count * AMOUNT_MINOR
+    assert set(balances.values()) == {-AMOUNT_MINOR}

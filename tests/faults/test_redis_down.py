@@ -1,0 +1,193 @@
+"""Redis frozen or dead: commands still commit and say so; deliveries follow when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from tests.e2e.books import Books
+from tests.e2e.gateway_process import Gateway
+from tests.e2e.stage import (
+    Stage,
+    authorized,
+    reply,
+    to_audience,
+    to_streamer,
+    to_viewer,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from persistence.embedded_process import ServerGuard
+    from persistence.embedded_redis import RedisServer
+    from tests.e2e.gateway_process import Stores
+
+# What a command may take when each of its calls to Redis has to be given up first.
+ANSWER_WITHIN_S = 2.6
+COMES_BACK_WITHIN_S = 30.0
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A stage whose Redis can be taken away."""
+
+    stage: Stage
+    redis: RedisServer
+
+    def take_away(self, how: str) -> None:
+        if how == "frozen":
+            self.redis.process.pause()
+        else:
+            self.redis.process.kill()
+
+    async def give_back(self, how: str) -> None:
+        if how == "frozen":
+            self.redis.process.resume()
+        else:
+            # It has kept nothing: what was in it the gateway has to know by itself.
+            await asyncio.to_thread(self.redis.start)
+        await self.until_ready()
+
+    async def until_ready(self) -> None:
+        """Waits until the gateway says that it reaches both its stores again."""
+        give_up_at = time.monotonic() + COMES_BACK_WITHIN_S
+        while not await asyncio.to_thread(self.stage.gateway.is_ready):
+            assert time.monotonic() < give_up_at, self.stage.gateway.log_text()
+
+
+@pytest_asyncio.fixture
+async def victim(
+    victim_redis: RedisServer, server_guard: ServerGuard, apps_file: Path, stores: Stores
+) -> AsyncIterator[Victim]:
+    stores = replace(stores, redis_url=victim_redis.url)
+    gateway = Gateway(server_guard, stores, apps_file, {"DUET_LEASE_S": "1"})
+    try:
+        await asyncio.to_thread(gateway.start)
+        async with Books(stores) as books, Stage(gateway, books) as stage:
+            yield Victim(stage, victim_redis)
+    finally:
+        await asyncio.to_thread(gateway.kill)
+
+
+@pytest.mark.parametrize("how", ["frozen", "killed"])
+async def test_commands_commit_and_say_so_and_their_deliveries_follow(
+    victim: Victim, how: str
+) -> None:
+    stage = victim.stage
+    streamer = await stage.streamer()
+    viewer = await stage.viewer("viewer", streamer)
+    loser = await stage.viewer("loser", streamer)
+    goal = await stage.invited(viewer)
+    lost = await stage.invited(loser)
+    await stage.mark()
+
+    victim.take_away(how)
+    asked_at = time.monotonic()
+    agreed = await streamer.command("client-goal.agree", goal_id=goal["id"])
+    took_s = time.monotonic() - asked_at
+    committed = await stage.books.goal(goal["id"])
+    waiting = await stage.books.pending(goal["id"])
+    ready = await stage.gateway.call("GET", "/readyz")
+    await victim.give_back(how)
+
+    assert agreed["ok"] is True, agreed
+    assert agreed["goal"]["state"] == "agreed"
+    assert took_s < ANSWER_WITHIN_S
+    assert committed["state"] == "agreed"
+    assert waiting, "nothing was delivered while nothing could be"
+    assert ready.status_code == 503
+
+    await stage.books.until_delivered(timeout_s=COMES_BACK_WITHIN_S)
+    await stage.books.until_state(lost["id"], "ended", timeout_s=COMES_BACK_WITHIN_S)
+    # A publication whose answer was lost is sent again under the same event_id: at least once.
+    await stage.settle()
+    ended_ids = {goal["id"], lost["id"]}
+    for party, pushes in (
+        (streamer, to_streamer("goal.ended", streamer)),
+        (viewer, [*to_audience("goal.ended", streamer), *authorized(streamer, viewer)]),
+        (loser, [*to_audience("goal.ended", streamer), *to_viewer("escrow.released", loser)]),
+    ):
+        wanted = {*pushes, *(reply(party) if party is streamer else [])}
+        assert set(party.pushes(stage.marks[party.name])) == wanted
+        ended = stage.received(party, "goal.ended")
+        assert {data["goal_id"] for data in ended} == ended_ids
+        assert len({data["event_id"] for data in ended}) == 2
+    assert await stage.books.movements(goal["id"]) == {"hold": 1}
+    assert await stage.books.movements(lost["id"]) == {"hold": 1, "release": 1}
+    assert await stage.books.records_of(goal["id"]) == 1
+
+
+@pytest.mark.parametrize("how", ["frozen", "killed"])
+async def test_afterwards_events_flow_and_members_are_who_they_were(
+    victim: Victim, how: str
+) -> None:
+    stage = victim.stage
+    streamer = await stage.streamer()
+    viewer = await stage.viewer("viewer", streamer)
+
+    victim.take_away(how)
+    refused = await stage.gateway.publish([stage.user("news")], "headline", {})
+    await victim.give_back(how)
+
+    assert refused.status_code == 503
+    await stage.mark()
+    goal = await stage.invited(viewer)
+    await stage.assert_received(
+        {
+            streamer: to_streamer("goal.added", streamer),
+            viewer: [*reply(viewer), *to_viewer("escrow.held", viewer)],
+        }
+    )
+    assert goal["state"] == "invited"
+    newcomer = await stage.party("newcomer", "viewer")
+    seen = await newcomer.subscribe(streamer.audience_channel)
+    assert set(seen.data["members"]) == {streamer.user_id, viewer.user_id, newcomer.user_id}
+
+
+async def test_the_timer_works_without_redis(victim: Victim) -> None:
+    stage = victim.stage
+    streamer = await stage.streamer()
+    viewer = await stage.viewer("viewer", streamer)
+    goal = await stage.invited(viewer)
+    await stage.mark()
+
+    victim.take_away("killed")
+    await stage.books.move_deadline(goal["id"], seconds=-3600)
+
+    async def released() -> bool:
+        return await stage.books.movements(goal["id"]) == {"hold": 1, "release": 1}
+
+    await stage.books.until("the escrow is released", released)
+    await victim.give_back("killed")
+    ended = await stage.books.until_state(goal["id"], "ended", timeout_s=COMES_BACK_WITHIN_S)
+    assert (ended["reason"], ended["outcome"]) == ("expired", "refunded")
+    await viewer.expect("escrow.released", viewer.own_channel, timeout_s=COMES_BACK_WITHIN_S)
+
+
+async def test_a_gateway_restarted_without_redis_delivers_when_it_comes(victim: Victim) -> None:
+    """Both die: the commit survives in MongoDB and its events come in the end."""
+    stage = victim.stage
+    streamer = await stage.streamer()
+    viewer = await stage.viewer("viewer", streamer)
+    goal = await stage.invited(viewer)
+    victim.take_away("killed")
+    await streamer.succeed("client-goal.agree", goal_id=goal["id"])
+
+    await asyncio.to_thread(stage.gateway.kill)
+    await asyncio.to_thread(victim.redis.start)
+    await stage.gateway.restart()
+
+    await stage.books.until_delivered(timeout_s=COMES_BACK_WITHIN_S)
+    assert await stage.books.records_of(goal["id"]) == 1
+    await viewer.connected(timeout_s=COMES_BACK_WITHIN_S)
+    snapshot = await viewer.expect("goal.snapshot", viewer.own_channel)
+    assert [open_goal["state"] for open_goal in snapshot.data["goals"]] == ["agreed"]
