@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.books import Books
-from tests.e2e.gateway_process import APPS_TOML, Gateway, Stores
+from tests.e2e.gateway_process import APPS_TOML, DUET_SERVE, Gateway, Stores
 from tests.e2e.stage import Stage
 
 if TYPE_CHECKING:
@@ -67,10 +67,8 @@ async def gateway_with(
     """Starts gateways on this test's stores; a second one is a second node."""
     started: list[Gateway] = []
 
-    async def build(*, program: tuple[str, ...] | None = None, **settings: str) -> Gateway:
-        gateway = Gateway(server_guard, stores, apps_file, settings)
-        if program is not None:
-            gateway.program = program
+    async def build(*, argv: tuple[str, ...] = DUET_SERVE, **settings: str) -> Gateway:
+        gateway = Gateway(server_guard, stores, apps_file, settings, argv)
         started.append(gateway)
         await asyncio.to_thread(gateway.start)
         return gateway
@@ -100,7 +98,7 @@ async def stage_with(gateway_with: GatewayBuilder) -> AsyncIterator[StageBuilder
     async with AsyncExitStack() as stack:
 
         async def build(**settings: str) -> Stage:
-            gateway = await gateway_with(program=None, **settings)
+            gateway = await gateway_with(argv=DUET_SERVE, **settings)
             books = await stack.enter_async_context(Books(gateway.stores))
             return await stack.enter_async_context(Stage(gateway, books))
 

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
@@ -20,7 +21,6 @@ from persistence.embedded_process import ServerGuard, ServerProcess, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 APP_ID = "7"
 APP_KEY = "e2e-key"
@@ -35,6 +35,9 @@ key = "{APP_KEY}"
 secret = "{APP_SECRET}"
 client_events = true
 """
+
+# The command as it was installed beside the interpreter of the tests.
+DUET_SERVE = (str(Path(sys.executable).with_name("duet")), "serve")
 
 START_DEADLINE_S = 30.0
 STOP_GRACE_S = 15.0
@@ -60,7 +63,7 @@ class Gateway:
     stores: Stores
     apps_file: Path
     settings: Mapping[str, str] = field(default_factory=dict)
-    program: tuple[str, ...] = ("-m", "gateway.cli", "serve")
+    argv: tuple[str, ...] = DUET_SERVE
     port: int = 0
     name: str = ""
     process: ServerProcess | None = None
@@ -97,7 +100,7 @@ class Gateway:
             self.name = f"gateway-{next(_NUMBERS)}"
             self.process = ServerProcess(self.guard, self.name, stop_grace_s=STOP_GRACE_S)
         variables = [f"{name}={value}" for name, value in self.environment().items()]
-        self.process.start(["/usr/bin/env", *variables, sys.executable, *self.program])
+        self.process.start(["/usr/bin/env", *variables, *self.argv])
 
     def start(self) -> None:
         """Starts the process and waits until it is ready."""
@@ -208,6 +211,4 @@ class Gateway:
 class GatewayBuilder(Protocol):
     """Starts a gateway with these settings; a second one on the same stores is a second node."""
 
-    async def __call__(
-        self, *, program: tuple[str, ...] | None = None, **settings: str
-    ) -> Gateway: ...
+    async def __call__(self, *, argv: tuple[str, ...] = DUET_SERVE, **settings: str) -> Gateway: ...
