@@ -116,8 +116,8 @@ def identity_of_token(token: str, keys: TokenKeys, now: datetime) -> Identity:
     Raises:
         AuthError: The token is not one, not ours, too old or without the claims of DESIGN 1.
     """
-    if len(token) > _MAX_TOKEN_CHARACTERS:
-        raise AuthError("The token is too long.")
+    if len(token) > _MAX_TOKEN_CHARACTERS or not token.isascii():
+        raise AuthError("The token is malformed.")
     try:
         key_id = jwt.get_unverified_header(token).get("kid")
         key = keys.find(key_id)

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from gateway.auth import AuthError
+from gateway.broker import BrokerUnavailable
 from gateway.errors import CommandError, ErrorCode
 from gateway.parts import parts_of
 from gateway.problem import BodyTooLargeError, DisconnectedError, header, problem, read_body
+from persistence.errors import StoreOverloaded, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -55,6 +57,10 @@ def owned(endpoint: OwnedEndpoint) -> Endpoint:
             return await endpoint(request, identity)
         except RefusedError as refused:
             return problem(refused.error)
+        except (StoreUnavailable, BrokerUnavailable):
+            return problem(CommandError.of(ErrorCode.UNAVAILABLE))
+        except StoreOverloaded:
+            return problem(CommandError.of(ErrorCode.OVERLOADED))
 
     return answer
 

@@ -27,7 +27,11 @@ class DisconnectedError(Exception):
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """The problem document of RFC 9457, with the two members of ours at its end."""
+    """The problem document of RFC 9457, with members of our own.
+
+    Attributes:
+        goal: The goal as it is, when a command lost to the state that another one left.
+    """
 
     title: str
     status: int
@@ -35,6 +39,7 @@ class Problem(msgspec.Struct, frozen=True):
     code: ErrorCode
     retryable: bool
     type: str = "about:blank"
+    goal: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 _TITLES = {
@@ -54,11 +59,20 @@ _TITLES = {
 }
 
 
-def problem(error: CommandError, headers: dict[str, str] | None = None) -> Response:
+def problem(
+    error: CommandError, goal_json: bytes | None = None, headers: dict[str, str] | None = None
+) -> Response:
     """The HTTP answer that says why not."""
     status = error.http_status
-    document = Problem(_TITLES[status], status, error.message, error.code, error.retryable)
-    extra = dict(headers or {})
+    document = Problem(
+        _TITLES[status],
+        status,
+        error.message,
+        error.code,
+        error.retryable,
+        goal=msgspec.UNSET if goal_json is None else msgspec.Raw(goal_json),
+    )
+    extra = {"Cache-Control": "no-store", **(headers or {})}
     if status == 401:
         extra["WWW-Authenticate"] = "Bearer"
     if status in {429, 503}:

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from gateway.broker import BrokerUnavailable
 from gateway.channels import is_channel_name
 from gateway.frames import encode_event
-from gateway.node import Publication
+from gateway.broker import BrokerUnavailable, Publication
 from gateway.parts import parts_of
 from gateway.problem import BodyTooLargeError, DisconnectedError, read_body
 from gateway.signing import SignedQuery, signed_paths

@@ -23,8 +23,8 @@ DEMO_JWT_SECRET = "duet-development-secret-not-for-production"  # noqa: S105
 # An HMAC key shorter than its digest weakens the signature (RFC 7518 section 3.2).
 JWT_SECRET_MIN_BYTES = 32
 
-# Set by `.ci/run` and read by the tests alone: no setting of the gateway, no typing error either.
-_NOT_SETTINGS = frozenset({"DUET_REQUIRE_REAL_PARTS"})
+# Read by the tests alone: no settings of the gateway, but no typing errors either.
+_NOT_SETTINGS = frozenset({"DUET_REQUIRE_REAL_PARTS", "DUET_TEST_MONGODB_URL"})
 
 Text = Annotated[str, Field(max_length=2048)]
 
@@ -158,7 +158,7 @@ class Settings(BaseSettings):
         float, Field(ge=0, le=86_400, description="Added to the prepaid duration of a show.")
     ] = 60
     room_pass_s: Annotated[
-        float, Field(gt=0, le=86_400, description="How long a streamer's media pass is valid.")
+        float, Field(gt=0, le=86_400, description="How long a media pass outside private shows is valid.")
     ] = 3_600
     amount_max_minor: Annotated[
         int,

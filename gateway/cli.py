@@ -1,0 +1,185 @@
+"""The `duet` command. What goes wrong is told in one line on standard error, never a traceback."""
+
+import asyncio
+import importlib
+import os
+import sys
+from datetime import timedelta
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import jwt
+import typer
+
+from gateway.auth import USER_ID_PATTERN
+from gateway.preflight import (
+    Finding,
+    apps_of,
+    check_files,
+    check_servers,
+    check_settings,
+    refusals,
+)
+from gateway.settings import (
+    DEMO_JWT_SECRET,
+    Settings,
+    SettingsError,
+    load_settings,
+    unknown_variables,
+)
+from gateway.telemetry import configure_logging
+from gateway.wiring import StartError
+from persistence.clock import Clock
+
+app = typer.Typer(
+    name="duet",
+    help="Duet: a realtime gateway for paid 1-on-1 invitations, over the Pusher protocol.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class TokenRole(StrEnum):
+    """The roles that a token can give."""
+
+    STREAMER = "streamer"
+    VIEWER = "viewer"
+
+
+def main() -> None:
+    """Runs the command line; the process's exit code says whether it went well."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # `duet doctor | head`: nobody is left to read the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except SettingsError as error:
+        fail(*error.lines)
+    except (StartError, OSError) as error:
+        fail(str(error))
+    except Exception as error:
+        # The last place that can turn a fault of ours into one line; debug shows all of it.
+        if os.environ.get("DUET_LOG_LEVEL", "").lower() == "debug":
+            raise
+        name = type(error).__name__
+        fail(f"internal error: {name}: {error} (DUET_LOG_LEVEL=debug shows where)")
+
+
+def fail(*lines: str) -> NoReturn:
+    """Ends the process with code 1 after one line for each thing that is wrong."""
+    for line in lines:
+        typer.echo(f"duet: {' '.join(line.split())}", err=True)
+    raise SystemExit(1)
+
+
+def warn_of_unknown_variables() -> None:
+    """A line on standard error for each `DUET_…` variable that nothing reads."""
+    for warning in unknown_variables(os.environ):
+        typer.echo(f"duet: warning: {warning}", err=True)
+
+
+@app.command()
+def serve(
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Processes; overrides DUET_WORKERS.")
+    ] = None,
+) -> None:
+    """Runs the gateway with the DUET_… settings of the environment (see docs/settings.md)."""
+    if workers is not None:
+        # In the environment, because each worker process reads its settings there.
+        os.environ["DUET_WORKERS"] = str(workers)
+    settings = load_settings()
+    warn_of_unknown_variables()
+    why_not = asyncio.run(refusals(settings))
+    if why_not:
+        fail(*why_not)
+    configure_logging(settings)
+    # Pulls in uvicorn and the whole gateway, which the other commands start faster without.
+    from gateway.server import serve as run_server
+
+    run_server(settings, apps_of(settings))
+
+
+@app.command()
+def demo(
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Keep the data of the embedded servers here between runs.")
+    ] = None,
+) -> None:
+    """Starts everything on this machine, plays one invitation and serves the demo page."""
+    warn_of_unknown_variables()
+    from gateway.demo import run
+
+    run(data_dir=data_dir)
+
+
+@app.command()
+def token(
+    user: Annotated[str, typer.Option(help="The user's id, the token's sub.")],
+    role: Annotated[TokenRole, typer.Option(help="What the user is.")],
+    client_id: Annotated[str | None, typer.Option(help="The app that acts for the user.")] = None,
+    ttl_s: Annotated[
+        float, typer.Option(min=1, max=31_536_000, help="How long the token is valid, in seconds.")
+    ] = 86_400,
+) -> None:
+    """Prints a development JWT, signed with DUET_JWT_SECRET or, unset, the demo's secret."""
+    settings = load_settings()
+    if settings.jwt_public_key or settings.jwt_jwks_url:
+        fail("tokens are signed by whoever has the private key; DUET_JWT_SECRET is not in use")
+    if not USER_ID_PATTERN.fullmatch(user):
+        fail("--user: 1 to 64 of the characters A-Z, a-z, 0-9 and _ = @ , ; -")
+    typer.echo(development_token(settings, user, role.value, client_id, ttl_s))
+
+
+def development_token(
+    settings: Settings, user_id: str, role: str, client_id: str | None, ttl_s: float
+) -> str:
+    """A JWT as the platform's own login would issue it."""
+    now = Clock().now()
+    claims: dict[str, object] = {
+        "sub": user_id,
+        "role": role,
+        "iat": int(now.timestamp()),
+        "exp": int((now + timedelta(seconds=ttl_s)).timestamp()),
+    }
+    optional = {
+        "client_id": client_id,
+        "iss": settings.jwt_issuer,
+        "aud": settings.jwt_audience,
+    }
+    claims.update({name: value for name, value in optional.items() if value is not None})
+    return jwt.encode(claims, settings.jwt_secret or DEMO_JWT_SECRET, algorithm="HS256")
+
+
+@app.command()
+def doctor() -> None:
+    """Looks at settings, MongoDB, Redis and file limits; exit code 1 when something is wrong."""
+    settings = load_settings()
+    findings = [
+        *(Finding("environment", warning) for warning in unknown_variables(os.environ)),
+        *check_settings(settings),
+        *asyncio.run(check_servers(settings)),
+        check_files(),
+    ]
+    for finding in findings:
+        mark = "ok  " if finding.good else "BAD " if finding.fatal else "note"
+        typer.echo(f"{mark}  {finding.what}: {finding.text}")
+    if any(finding.fatal for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    shape: Annotated[str, typer.Argument(help="What is measured, e.g. agree or fanout.")],
+) -> None:
+    """Runs a load test with a progress bar, a table and a plot."""
+    if find_spec("gateway.bench") is None:
+        fail("the load tests are not part of this installation; run from a clone")
+    importlib.import_module("gateway.bench").run(shape, context.args)

@@ -1,0 +1,213 @@
+"""What is looked at before the gateway runs: the refusals of `duet serve`, the lines of `doctor`.
+
+Every finding names the setting and the remedy in one line.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import resource
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from gateway.apps import DEMO_APP, Apps, AppsError, read_apps
+from gateway.redis_report import examine_redis
+from gateway.settings import DEMO_JWT_SECRET, JWT_SECRET_MIN_BYTES, SettingsError
+from gateway.token_keys import key_sources, public_key
+from persistence.diagnosis import examine_mongodb
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
+
+_TIMEOUT_S: Final = 5.0
+_MIN_MONGODB: Final = (6,)
+_ADVISED_MONGODB: Final = (7,)
+_MIN_REDIS: Final = (6, 2)
+# Each socket is a file; below this a thousand viewers are turned away.
+_ADVISED_FILES: Final = 65_536
+_MIN_FILES: Final = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line about one thing.
+
+    Attributes:
+        fatal: Whether `duet serve` refuses to start because of it.
+        good: Whether all is well; a finding that is neither good nor fatal is advice.
+    """
+
+    what: str
+    text: str
+    good: bool = False
+    fatal: bool = False
+
+
+def _good(what: str, text: str) -> Finding:
+    return Finding(what, text, good=True)
+
+
+def _advice(what: str, text: str) -> Finding:
+    return Finding(what, text)
+
+
+def _bad(what: str, text: str) -> Finding:
+    return Finding(what, text, fatal=True)
+
+
+def apps_of(settings: Settings) -> Apps:
+    """The apps of `DUET_APPS_FILE`.
+
+    Raises:
+        SettingsError: The variable is not set, or the file can't be used.
+    """
+    if settings.apps_file is None:
+        raise SettingsError(["DUET_APPS_FILE: must name the TOML file with the apps"])
+    try:
+        return read_apps(settings.apps_file)
+    except AppsError as error:
+        raise SettingsError([f"DUET_APPS_FILE: {error}"]) from None
+
+
+def check_settings(settings: Settings) -> list[Finding]:
+    """What can be said without asking anybody else."""
+    findings = [*_keys(settings), *_pass(settings), *_tls(settings), *_apps(settings)]
+    if settings.node_lease_s <= settings.redis_timeout_s:
+        findings.append(_bad("DUET_NODE_LEASE_S", "must be longer than DUET_REDIS_TIMEOUT_S"))
+    return findings
+
+
+async def check_servers(settings: Settings) -> list[Finding]:
+    """What MongoDB and Redis say of themselves."""
+    return [await _mongodb(settings), *await _redis(settings)]
+
+
+def check_files() -> Finding:
+    """Whether this process may open as many sockets as it will be asked for."""
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= _ADVISED_FILES:
+        return _good("open files", f"{'unlimited' if soft == resource.RLIM_INFINITY else soft}")
+    text = f"{soft} allowed, each socket takes one; raise it: ulimit -n {_ADVISED_FILES}"
+    return _bad("open files", text) if soft < _MIN_FILES else _advice("open files", text)
+
+
+async def refusals(settings: Settings) -> list[str]:
+    """Why `duet serve` must not start, one line each; empty when it may."""
+    findings = [*check_settings(settings), *await check_servers(settings)]
+    return [f"{finding.what}: {finding.text}" for finding in findings if finding.fatal]
+
+
+def _same(secret: str | None, other: str) -> bool:
+    return secret is not None and hmac.compare_digest(secret.encode(), other.encode())
+
+
+def _keys(settings: Settings) -> list[Finding]:
+    sources = key_sources(settings)
+    names = "DUET_JWT_SECRET, DUET_JWT_PUBLIC_KEY or DUET_JWT_JWKS_URL"
+    if len(sources) != 1:
+        given = "none is" if not sources else f"{' and '.join(sources)} are"
+        return [_bad("JWT key", f"exactly one of {names} must be set; {given}")]
+    source = sources[0]
+    if settings.jwt_secret and not settings.jwt_public_key:
+        fault = _secret_fault(settings.jwt_secret)
+        return [_bad(source, fault) if fault else _good(source, "HS256")]
+    if settings.jwt_public_key:
+        try:
+            return [_good(source, public_key(settings.jwt_public_key).algorithm)]
+        except SettingsError as error:
+            return [_bad(source, line.partition(": ")[2]) for line in error.lines]
+    url = settings.jwt_jwks_url or ""
+    if re.match(r"https://|http://(localhost|127\.0\.0\.1|\[::1\])[:/]", url):
+        return [_good(source, url)]
+    return [_bad(source, "must be an https:// address: who can change the keys is everyone")]
+
+
+def _secret_fault(secret: str) -> str | None:
+    if _same(secret, DEMO_JWT_SECRET):
+        return "is the demo's, which everyone knows; make one: openssl rand -base64 48"
+    if len(secret.encode()) < JWT_SECRET_MIN_BYTES:
+        return f"needs at least {JWT_SECRET_MIN_BYTES} bytes; make one: openssl rand -base64 48"
+    return None
+
+
+def _pass(settings: Settings) -> list[Finding]:
+    """Media passes are signed with a shared secret, whatever tokens are signed with."""
+    if settings.pass_secret is None:
+        if settings.jwt_secret is None and key_sources(settings):
+            return [_bad("DUET_PASS_SECRET", "must be set when DUET_JWT_SECRET is not")]
+        return []
+    fault = _secret_fault(settings.pass_secret)
+    return [_bad("DUET_PASS_SECRET", fault)] if fault else []
+
+
+def _tls(settings: Settings) -> list[Finding]:
+    cert, key = settings.tls_cert, settings.tls_key
+    if cert is None and key is None:
+        return []
+    if cert is None:
+        return [_bad("DUET_TLS_CERT", "must be set together with DUET_TLS_KEY")]
+    if key is None:
+        return [_bad("DUET_TLS_KEY", "must be set together with DUET_TLS_CERT")]
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key)
+    except OSError as error:  # ssl.SSLError among them
+        why = error.strerror or str(error)
+        return [_bad("DUET_TLS_CERT, DUET_TLS_KEY", f"can't be used: {why}")]
+    return [_good("DUET_TLS_CERT", str(cert))]
+
+
+def _apps(settings: Settings) -> list[Finding]:
+    try:
+        apps = apps_of(settings)
+    except SettingsError as error:
+        return [_bad("DUET_APPS_FILE", line.partition(": ")[2]) for line in error.lines]
+    for app in apps:
+        if any(_same(secret, DEMO_APP.secret) for secret in app.secrets):
+            text = f"app {app.id!r} has the demo's secret, which everyone knows; choose another"
+            return [_bad("DUET_APPS_FILE", text)]
+    return [_good("DUET_APPS_FILE", f"{len(apps)} app{'s' * (len(apps) > 1)}")]
+
+
+async def _mongodb(settings: Settings) -> Finding:
+    name = "DUET_MONGODB_URL"
+    if settings.mongodb_url is None:
+        return _bad(name, "must be the address of a MongoDB replica set")
+    report = await examine_mongodb(settings.mongodb_url, _TIMEOUT_S)
+    if report.fault is not None:
+        return _bad(name, f"MongoDB can't be reached: {report.fault}")
+    if not report.transactions:
+        return _bad(
+            name, "is no replica set, which transactions need: mongod --replSet …, rs.initiate()"
+        )
+    text = f"MongoDB {report.version}, replica set"
+    if _numbers(report.version) < _MIN_MONGODB:
+        return _bad(name, f"{text}; 6 is the oldest that works")
+    if _numbers(report.version) < _ADVISED_MONGODB:
+        return _advice(name, f"{text}; 7 or newer is advised")
+    return _good(name, text)
+
+
+async def _redis(settings: Settings) -> list[Finding]:
+    name = "DUET_REDIS_URL"
+    if settings.redis_url is None:
+        return [_bad(name, "must be the address of a Redis or Valkey")]
+    report = await examine_redis(settings.redis_url, _TIMEOUT_S)
+    if report.fault is not None:
+        return [_bad(name, f"Redis can't be reached: {report.fault}")]
+    text = f"{report.name} {report.version}{', cluster' if report.cluster else ''}"
+    # Valkey counts on from Redis 7.2, so its every version is new enough.
+    if report.name == "Redis" and _numbers(report.version) < _MIN_REDIS:
+        return [_bad(name, f"{text}; 6.2 is the oldest that works")]
+    findings = [_good(name, text)]
+    if report.persistent is False:
+        findings.append(_advice("Redis persistence", "off; presence starts empty after a restart"))
+    if report.evicts:
+        text = "may evict presence under memory pressure: set maxmemory-policy noeviction"
+        findings.append(_advice("Redis memory", text))
+    return findings
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

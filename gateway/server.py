@@ -1,0 +1,229 @@
+"""The gateway under uvicorn: as a process of its own, or inside another program's event loop.
+
+WebSockets are handed to `GatewayProtocol` at the upgrade and are no business of uvicorn's from
+then on; the order of stopping is therefore ours: no new connections, HTTP calls in flight end,
+then the node closes its sockets over `drain_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from gateway.app import GatewayApp, StartError
+from gateway.preflight import apps_of
+from gateway.settings import load_settings
+from gateway.socket import GatewayProtocol
+from gateway.tasks import Tasks
+from gateway.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from starlette.routing import BaseRoute
+
+    from gateway.apps import Apps
+    from gateway.parts import Parts
+    from gateway.settings import Settings
+    from persistence.clock import Clock
+
+_BACKLOG: Final = 2048
+# How long HTTP calls in flight may take once the process has been told to stop.
+_HTTP_GRACE_S: Final = 5.0
+
+
+class GatewayServer(uvicorn.Server):
+    """The server with our order of stopping, and errors instead of `sys.exit`."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        # Set once it listens, or once `fault` says why it never will.
+        self.settled = asyncio.Event()
+        self.fault: StartError | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts the application and listens; `fault` says why not, no `SystemExit`."""
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            app = self.config.loaded_app
+            known = app.fault if isinstance(app, GatewayApp) else None
+            self.fault = known or StartError("the gateway did not start; its log says why")
+            self.should_exit = True
+        finally:
+            self.settled.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops listening, lets HTTP calls end, then stops the application.
+
+        uvicorn's own would first wait for every socket's end, which only comes with the drain.
+        """
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HTTP_GRACE_S):
+                await self._calls_ended()
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        await self.lifespan.shutdown()
+
+    async def _calls_ended(self) -> None:
+        while self.server_state.tasks and not self.force_exit:
+            await asyncio.wait(list(self.server_state.tasks))
+
+
+class _EmbeddedServer(GatewayServer):
+    """Leaves signals to the program that it runs in."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures none."""
+        yield
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, bound before anything else is started.
+
+    Raises:
+        StartError: The port is taken or not ours to use, or the host is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        why = {
+            errno.EADDRINUSE: "is taken by another program; set DUET_PORT to a free one",
+            errno.EACCES: "needs privileges; set DUET_PORT to 1024 or higher",
+            errno.EADDRNOTAVAIL: "can't be used; DUET_HOST is no address of this machine",
+        }.get(error.errno or 0, f"can't be used: {error.strerror or error}")
+        raise StartError(f"port {port} on {host} {why}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def server_config(settings: Settings, app: GatewayApp | str) -> uvicorn.Config:
+    """What uvicorn is told; `app` is an import path when several processes are to run it."""
+    config = uvicorn.Config(
+        app,
+        factory=isinstance(app, str),
+        ws=GatewayProtocol,
+        http="httptools",
+        loop="auto",
+        lifespan="on",
+        workers=settings.workers,
+        backlog=_BACKLOG,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        # Addresses are for logs alone, so no proxy's word is needed for them.
+        proxy_headers=False,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        timeout_keep_alive=75,
+    )
+    if not config.factory:
+        try:
+            config.load()
+        except OSError as error:  # ssl.SSLError among them
+            raise StartError(f"DUET_TLS_CERT, DUET_TLS_KEY: {error.strerror or error}") from None
+    return config
+
+
+def serve(settings: Settings, apps: Apps) -> None:
+    """Runs `duet serve` until a signal ends it.
+
+    Raises:
+        StartError: It can't be started; the message is for a person.
+    """
+    with contextlib.closing(listen(settings.host, settings.port)) as listener:
+        if settings.workers > 1:
+            # Each process reads the environment again and builds its own parts.
+            listener.set_inheritable(True)
+            config = server_config(settings, "gateway.server:worker_app")
+            Multiprocess(config, [listener]).run()
+            return
+        config = server_config(settings, GatewayApp(settings, apps))
+        server = GatewayServer(config)
+        server.run([listener])
+    if server.fault is not None:
+        raise server.fault
+
+
+def worker_app() -> GatewayApp:
+    """The application of one process of several, from its environment."""
+    settings = load_settings()
+    configure_logging(settings)
+    return GatewayApp(settings, apps_of(settings))
+
+
+class RunningGateway:
+    """A gateway inside this event loop.
+
+    Attributes:
+        port: The port that it listens on, chosen by the system when the settings said 0.
+        parts: What it consists of.
+    """
+
+    __slots__ = ("host", "parts", "port")
+
+    def __init__(self, host: str, port: int, parts: Parts) -> None:
+        self.host = host
+        self.port = port
+        self.parts = parts
+
+    @property
+    def url(self) -> str:
+        """Base of HTTP addresses."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def ws_url(self) -> str:
+        """Base of WebSocket addresses."""
+        return f"ws://{self.host}:{self.port}"
+
+
+@contextlib.asynccontextmanager
+async def running_gateway(
+    settings: Settings,
+    apps: Apps,
+    clock: Clock | None = None,
+    routes: Sequence[BaseRoute] = (),
+) -> AsyncIterator[RunningGateway]:
+    """Runs a gateway in this event loop; leaving the block stops it cleanly.
+
+    Args:
+        settings: Port 0 takes a free one.
+        apps: The first carries the invitations' channels.
+        clock: Another one than the process's, for tests that shift it.
+        routes: Further HTTP routes, such as the demo page's.
+
+    Raises:
+        StartError: It can't be started; the message is for a person.
+    """
+    listener = listen(settings.host, settings.port)
+    port: int = listener.getsockname()[1]
+    app = GatewayApp(settings.model_copy(update={"port": port}), apps, clock, routes)
+    tasks = Tasks()
+    with contextlib.closing(listener):
+        server = _EmbeddedServer(server_config(settings, app))
+        serving = tasks.spawn(server.serve([listener]), "gateway")
+        await server.settled.wait()
+        if server.fault is not None:
+            await serving
+            raise server.fault
+        try:
+            yield RunningGateway(settings.host, port, app.parts)
+        finally:
+            server.should_exit = True
+            await serving
