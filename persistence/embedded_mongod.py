@@ -23,6 +23,7 @@ from persistence.embedded_process import (
     ServerGuard,
     ServerProcess,
     free_port,
+    require_space,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ _NOT_YET_INITIALIZED: Final = 94
 # who accepts and says nothing holds it up for 30 s.
 _OLD_ADDRESS_S: Final = 45.0
 _ELECTION_S: Final = 15.0
+_LAST_WORDS_S: Final = 2.0
+# The oplog's 64 MB, the journal's two files, and some data.
+_SPACE_BYTES: Final = 100 << 20
 # A small server: no preallocated files, 130 MB of memory, no diagnostics written to disk.
 _SMALL: Final = (
     "--wiredTigerCacheSizeGB=0.25",
@@ -112,6 +116,7 @@ class Mongod:
             EmbeddedError: It can't run, or doesn't answer in time.
         """
         self._data_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        require_space("mongod", self._data_directory, _SPACE_BYTES)
         give_up_at = time.monotonic() + deadline_s
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             port = self._fixed_port or free_port()
@@ -193,15 +198,26 @@ class ReplicaSet:
         give_up_at = time.monotonic() + deadline_s
         for member in self.members:
             member.start(deadline_s)
-        with self.members[0].client() as client:
-            self._introduce_members(client, dict(settings or {}), give_up_at)
-            give_up_at = max(give_up_at, time.monotonic() + _ELECTION_S)
-            while not self._is_complete(client):
-                self._wait_a_moment(give_up_at)
+        try:
+            with self.members[0].client() as client:
+                self._introduce_members(client, dict(settings or {}), give_up_at)
+                give_up_at = max(give_up_at, time.monotonic() + _ELECTION_S)
+                while not self._is_complete(client):
+                    self._wait_a_moment(give_up_at)
+        except PyMongoError as error:
+            # A member that is about to end drops its connections first; its own words say more.
+            give_up_at = time.monotonic() + _LAST_WORDS_S
+            while time.monotonic() < give_up_at:
+                self._fail_if_any_ended()
+                time.sleep(POLL_INTERVAL_S)
+            raise EmbeddedError("the replica set can't be started", str(error)) from error
 
-    def _wait_a_moment(self, give_up_at: float) -> None:
+    def _fail_if_any_ended(self) -> None:
         for member in self.members:
             member.process.fail_if_ended()
+
+    def _wait_a_moment(self, give_up_at: float) -> None:
+        self._fail_if_any_ended()
         if time.monotonic() > give_up_at:
             raise self.members[0].process.too_late()
         time.sleep(POLL_INTERVAL_S)

@@ -252,6 +252,8 @@ class ServerProcess:
 
 _MISSING_LIBRARY: Final = re.compile(r"loading shared libraries: (\S+?):")
 _OLD_LIBRARY: Final = re.compile(r"version `(\w+_[\d.]+)' not found")
+# mongod's own line about it may be cut off, for its log is on the same disk.
+_DISK_FULL: Final = ("No space left on device", f'"error":{errno.ENOSPC},')
 _DEBIAN_PACKAGES: Final = {"libcurl.so.4": "libcurl4", "libcrypto.so.3": "libssl3"}
 
 
@@ -270,7 +272,7 @@ def explain_exit(program: str, code: int, log_text: str) -> EmbeddedError:
             f"install {program} with the package manager, so that it is on PATH",
             tail,
         )
-    if "No space left on device" in log_text:
+    if any(words in log_text for words in _DISK_FULL):
         return EmbeddedError(f"{program} has no disk space left", "free some, or set TMPDIR", tail)
     if "Address already in use" in log_text:
         return PortLostError(f"{program} can't listen, its port is taken", "try again", tail)
@@ -289,6 +291,19 @@ def _last_words(lines: Sequence[str]) -> str:
             error = entry.get("attr", {}).get("error", "")
             return f"{entry.get('msg', '')} {error}".strip()[:_LAST_WORDS_LENGTH]
     return ""
+
+
+def require_space(program: str, directory: Path, needed_bytes: int) -> None:
+    """Raises an error that names the shortage if a file system has less room than a server needs.
+
+    Servers that meet a full disk end with a stack trace, or without a word when their log is there.
+    """
+    free_bytes = shutil.disk_usage(directory).free
+    if free_bytes < needed_bytes:
+        raise EmbeddedError(
+            f"{program} needs {needed_bytes >> 20} MiB in {directory}, {free_bytes >> 20} are free",
+            "free some, set TMPDIR or choose another --data-dir",
+        )
 
 
 def free_port() -> int:

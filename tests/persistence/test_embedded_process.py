@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import TYPE_CHECKING
+
 import pytest
 
 from persistence.embedded_process import (
@@ -10,7 +13,11 @@ from persistence.embedded_process import (
     ServerGuard,
     ServerProcess,
     explain_exit,
+    require_space,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FATAL = (
     '{"t":{"$date":"2026-01-02T03:04:05.678+00:00"},"s":"E","c":"CONTROL","id":20557,"ctx":'
@@ -94,3 +101,14 @@ def test_no_temporary_directory_is_one_clear_line(
 
     with pytest.raises(EmbeddedError, match=r"no temporary directory \(No such file or directory"):
         ServerGuard()
+
+
+def test_a_disk_too_full_for_a_server_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(EmbeddedError) as raised:
+        require_space("mongod", tmp_path, 1 << 60)
+
+    assert re.fullmatch(
+        rf"mongod needs 1099511627776 MiB in {tmp_path}, \d+ are free: free some, set TMPDIR or"
+        " choose another --data-dir",
+        str(raised.value),
+    )
