@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     OnGap: TypeAlias = Callable[[], None]
 
 
-class BrokerUnavailable(Exception):  # noqa: N818  the condition is the name, as in the contract
+class BrokerUnavailable(Exception):
     """The broker did not accept a call in time; the same call may work later."""
 
 

@@ -148,7 +148,7 @@ class FanOut:
             self._write(channel)
 
     def _without_excluded(self, channel: Channel, batch: list[bytes]) -> dict[Connection, bytes]:
-        """connection -> its own bytes, for those that must not get every frame of the batch."""
+        """The bytes of each connection that must not get every frame of the batch."""
         if not channel.excepts:
             return {}
         skipped: dict[Connection, set[int]] = {}

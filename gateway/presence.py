@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gateway.messages import Member
 
 
-class ChannelFull(Exception):  # noqa: N818  a state of the channel rather than a fault
+class ChannelFull(Exception):
     """The channel has as many members as it may have, and the user is none of them."""
 
 
@@ -104,7 +104,7 @@ class MemoryStore:
 
 
 class MemoryPresence:
-    """Presence inside one process, for unit tests; nodes leave it by `expire` instead of a lease."""
+    """Presence inside one process, for unit tests; `expire` stands for a lease's end."""
 
     __slots__ = ("_broker", "_max_members", "_node_id", "_store")
 

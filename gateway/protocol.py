@@ -12,6 +12,7 @@ Source: PROTOCOL 1.2-1.8, DESIGN 1.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, assert_never
 
 import msgspec
@@ -286,7 +287,9 @@ class PusherProtocol:
 
     def _self_as_member(self) -> Member | None:
         identity = self.identity
-        return identity and Member(identity.user_id, identity.user_info or _NO_INFO)
+        if identity is None:
+            return None
+        return Member(identity.user_id, identity.user_info or _NO_INFO)
 
     def _own(self, name: str) -> str | None:
         """The user whose own channel `name` is, if that is this connection's user."""
@@ -315,10 +318,10 @@ class PusherProtocol:
         known = self.identity
         if known is not None and known.user_id != user_id:
             return _error("The connection is already signed in as another user")
-        self.identity = Identity(
-            user_id=user_id,
-            role=known and known.role,
-            client_id=(known and known.client_id) or self.app.key,
+        if known is None:
+            known = Identity(user_id, client_id=self.app.key)
+        self.identity = replace(
+            known,
             user_info=None if user.user_info is None else bytes(user.user_info),
             user_data=data.user_data,
             watchlist=tuple(user.watchlist[:WATCHLIST_MAX]),

@@ -19,7 +19,7 @@ import asyncio
 import logging
 import math
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final, assert_never
+from typing import TYPE_CHECKING, Any, Final, assert_never, cast
 
 import structlog
 from websockets.frames import Frame, Opcode
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
     from gateway.apps import App
+    from gateway.auth import Identity
     from gateway.messages import Effect
     from gateway.node import Node
     from gateway.protocol import PusherProtocol
@@ -134,8 +135,7 @@ class GatewayProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Takes the socket over from uvicorn's HTTP side."""
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
-        self._transport: asyncio.Transport = transport  # type: ignore[assignment]
+        self._transport = cast("asyncio.Transport", transport)
         self._open_connections.add(self)
         self._node.arrive(self)
 
@@ -173,7 +173,7 @@ class GatewayProtocol(asyncio.Protocol):
         self._node.gone(self)
 
     def shutdown(self) -> None:
-        """uvicorn is stopping; the node closes its sockets in slices, this one among them."""
+        """The server is stopping; the node closes its sockets in slices, this one among them."""
         self._node.begin_drain()
 
     # Opening
@@ -208,7 +208,7 @@ class GatewayProtocol(asyncio.Protocol):
         elif node.draining:
             self.disconnect(CloseCode.OVER_CAPACITY)
         elif admission.token is None:
-            self._establish(admission.app)
+            self._establish(admission.app, None)
         else:
             self._phase = Phase.PROVING
             self._pause_reading()
@@ -226,17 +226,15 @@ class GatewayProtocol(asyncio.Protocol):
             self.disconnect(code, error.message)
             return
         if self._phase is Phase.PROVING:
-            self._establish(app)
-            if self._phase is Phase.OPEN:
-                self.pusher.identity = identity
-                self._resume_reading()
+            self._establish(app, identity)
 
-    def _establish(self, app: App) -> None:
+    def _establish(self, app: App, identity: Identity | None) -> None:
         node = self._node
         if not node.has_room(app):
             self.disconnect(CloseCode.OVER_CONNECTION_QUOTA)
             return
         self.pusher = node.attach(self, app)
+        self.pusher.identity = identity
         self._phase = Phase.OPEN
         now = node.now()
         if app.authorized_only:
@@ -244,6 +242,7 @@ class GatewayProtocol(asyncio.Protocol):
         timeout_s = node.settings.activity_timeout_s
         body = frames.established_body(self.pusher.socket_id, timeout_s)
         self.write(frames.frame(body))
+        self._resume_reading()
         node.wheel.put(self, min(now + node.jittered(timeout_s), self._authorize_by))
 
     # Receiving

@@ -20,7 +20,7 @@ from gateway.broker import BrokerUnavailable
 from gateway.hub import Gate
 from gateway.presence import ChannelFull
 from gateway.protocol import refusal_frame
-from persistence.errors import StoreUnavailable
+from persistence.errors import StoreError
 
 if TYPE_CHECKING:
     from gateway.hub import Channel, Connection
@@ -100,7 +100,7 @@ class Subscribing:
         try:
             if await self._node.stream_is_live(streamer_id):
                 return None
-        except StoreUnavailable:
+        except StoreError:
             return _unavailable(request.channel)
         return refusal_frame(request.channel, "The stream is not live", "AuthError", 403)
 
@@ -159,7 +159,7 @@ class Subscribing:
         try:
             async with asyncio.timeout(SNAPSHOT_WAIT_S):
                 return await self._node.snapshot(user_id)
-        except (StoreUnavailable, TimeoutError):
+        except (StoreError, TimeoutError):
             log.warning("snapshot_delayed", user_id=user_id)
             return None
 

@@ -1,0 +1,241 @@
+"""The broker over Redis pub/sub.
+
+Two links: one that listens, one for commands (publishing, presence). Names in Redis, behind the
+prefix: `{prefix}:{app}:c:{channel}` for publications, `{prefix}:control` for what nodes tell all
+nodes, `{prefix}:node:{node}` for the heartbeat.
+
+A publication travels as version byte, length of the excluded socket id, that id, the JSON body.
+
+Redis tells nobody that it has stopped answering: a frozen server keeps its connections. So the
+node publishes to itself every second; if nothing has come back for `HEARTBEAT_MAX_S`, both links
+are torn down and made anew. After a reconnect everything wanted is subscribed again and, when the
+last confirmation is in, `on_gap` is called: what was published in between is lost. Until then
+publishing is refused, because this node itself would miss it.
+
+Source: FINDINGS (Redis), DESIGN 4.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import hiredis
+import structlog
+
+from gateway.broker import BrokerUnavailable
+from gateway.redis_link import RedisAddress, RedisCommands, Supervisor, packed
+from gateway.tasks import Tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.broker import OnControl, OnGap, OnPublication, Publication
+    from gateway.redis_link import Answer, RedisLink
+
+log = structlog.get_logger(__name__)
+
+HEARTBEAT_EVERY_S: Final = 1.0
+HEARTBEAT_MAX_S: Final = 5.0
+_VERSION: Final = 1
+# Names in one SUBSCRIBE: Redis answers each, so one command of 100,000 would block it for long.
+_SUBSCRIBE_AT_ONCE: Final = 500
+
+
+class RedisBroker:
+    """See `gateway.broker` for what it promises.
+
+    Attributes:
+        commands: The command link; presence runs its scripts over it.
+    """
+
+    def __init__(self, url: str, prefix: str, node_id: str, timeout_s: float) -> None:
+        address = RedisAddress.of(url)
+        self._prefix = prefix
+        self._timeout_s = timeout_s
+        self._control = f"{prefix}:control".encode()
+        self._own = f"{prefix}:node:{node_id}".encode()
+        self._tasks = Tasks()
+        self.commands = RedisCommands(address, timeout_s)
+        self._supervisor = Supervisor(
+            address, "subscriptions", timeout_s, self._on_answer, self._on_up, self._on_down
+        )
+        # Redis name -> (app id, channel), for what this node wants to hear.
+        self._wanted: dict[bytes, tuple[str, str]] = {}
+        # Name -> SUBSCRIBEs of this link whose confirmation is still to come. A count, because
+        # subscribe, unsubscribe, subscribe in a row is confirmed twice and true the second time.
+        self._unconfirmed: dict[bytes, int] = {}
+        self._waiters: dict[bytes, asyncio.Future[None]] = {}
+        # False from the loss of the link until everything wanted is confirmed again.
+        self._whole = False
+        self._was_whole = False
+        self._heard_at = float("-inf")
+
+    # Life
+
+    async def start(
+        self, on_publication: OnPublication, on_control: OnControl, on_gap: OnGap
+    ) -> None:
+        """Tries to connect once before it returns; goes on trying if that failed."""
+        self._on_publication = on_publication
+        self._on_control = on_control
+        self._on_gap = on_gap
+        self._loop = asyncio.get_running_loop()
+        self._became_whole = asyncio.Event()
+        self._tasks.spawn(self._supervisor.run(), "redis_subscriptions")
+        await self.commands.start(self._tasks)
+        await self._supervisor.first_try.wait()
+        if self._supervisor.link is not None:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await self._became_whole.wait()
+            except TimeoutError:
+                log.warning("redis_slow_to_subscribe")
+        self._tasks.spawn(self._beat(), "redis_heartbeat")
+
+    async def stop(self) -> None:
+        """Ends both links."""
+        await self._tasks.stop()
+
+    @property
+    def alive(self) -> bool:
+        """Whether Redis carried the node's heartbeat within `HEARTBEAT_MAX_S`."""
+        return self._whole and self._loop.time() - self._heard_at < HEARTBEAT_MAX_S
+
+    async def _beat(self) -> None:
+        """Publishes to this node's own channel; tears down links that have gone silent."""
+        while True:
+            if self._whole:
+                try:
+                    await self.commands.run(packed("PUBLISH", self._own, b""))
+                except BrokerUnavailable as error:
+                    log.warning("redis_heartbeat_unanswered", error=str(error))
+                silent_s = self._loop.time() - self._heard_at
+                if self._whole and silent_s >= HEARTBEAT_MAX_S - HEARTBEAT_EVERY_S:
+                    log.error("redis_silent", silent_s=round(silent_s, 1))
+                    self._supervisor.abort()
+                    self.commands.abort()
+            await asyncio.sleep(HEARTBEAT_EVERY_S)
+
+    # Subscriptions
+
+    async def subscribe(self, app_id: str, channel: str) -> None:
+        """See `Broker`."""
+        name = redis_name(self._prefix, app_id, channel)
+        if name in self._wanted and name not in self._unconfirmed and self._whole:
+            return
+        self._wanted[name] = (app_id, channel)
+        waiter = self._waiters.get(name)
+        if waiter is None:
+            waiter = self._waiters[name] = self._loop.create_future()
+        if self._supervisor.link is not None:
+            self._unconfirmed[name] = self._unconfirmed.get(name, 0) + 1
+            self._supervisor.link.send(packed("SUBSCRIBE", name))
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await asyncio.shield(waiter)
+        except TimeoutError:
+            self._waiters.pop(name, None)
+            await self.unsubscribe(app_id, channel)
+            raise BrokerUnavailable("Redis did not confirm a subscription") from None
+
+    async def unsubscribe(self, app_id: str, channel: str) -> None:
+        """See `Broker`."""
+        name = redis_name(self._prefix, app_id, channel)
+        if self._wanted.pop(name, None) is None:
+            return
+        if self._supervisor.link is not None:
+            self._supervisor.link.send(packed("UNSUBSCRIBE", name))
+
+    def _on_up(self, link: RedisLink) -> None:
+        """A new link knows nothing: everything wanted is subscribed again."""
+        names = [self._control, self._own, *self._wanted]
+        self._unconfirmed = dict.fromkeys(names, 1)
+        for start in range(0, len(names), _SUBSCRIBE_AT_ONCE):
+            link.send(packed("SUBSCRIBE", *names[start : start + _SUBSCRIBE_AT_ONCE]))
+
+    def _on_down(self) -> None:
+        self._whole = False
+        self._unconfirmed.clear()
+
+    def _on_answer(self, answer: Answer) -> None:
+        """Takes what the listening link brings: publications, confirmations."""
+        if not isinstance(answer, list):
+            log.error("redis_subscription_refused", answer=str(answer))
+            self._supervisor.abort()
+            return
+        kind, name, value = answer
+        if kind == b"message":
+            self._on_message(name, value)
+        elif kind == b"subscribe":
+            self._on_confirmed(name)
+
+    def _on_confirmed(self, name: bytes) -> None:
+        left = self._unconfirmed.pop(name, 1) - 1
+        if left > 0:
+            self._unconfirmed[name] = left
+            return
+        waiter = self._waiters.pop(name, None)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+        self._settle()
+
+    def _settle(self) -> None:
+        """The last confirmation after a (re)connect makes the node whole."""
+        if self._whole or self._unconfirmed or self._supervisor.link is None:
+            return
+        self._whole = True
+        self._heard_at = self._loop.time()
+        self._became_whole.set()
+        again, self._was_whole = self._was_whole, True
+        if again:
+            self._on_gap()
+
+    def _on_message(self, name: bytes, value: bytes) -> None:
+        target = self._wanted.get(name)
+        if target is not None:
+            if value[:1] != b"\x01":
+                log.warning("publication_of_unknown_version", channel=target[1])
+                return
+            body_at = 2 + value[1]
+            excluded = value[2:body_at].decode() if body_at > 2 else None
+            self._on_publication(target[0], target[1], value[body_at:], excluded)
+        elif name == self._own:
+            self._heard_at = self._loop.time()
+        elif name == self._control:
+            self._on_control(value)
+
+    # Publishing
+
+    async def publish(self, publications: Sequence[Publication]) -> None:
+        """See `Broker`."""
+        prefix = self._prefix
+        await self._publish(
+            [
+                packed("PUBLISH", redis_name(prefix, one.app_id, one.channel), encoded(one))
+                for one in publications
+            ]
+        )
+
+    async def publish_control(self, body: bytes) -> None:
+        """See `Broker`."""
+        await self._publish([packed("PUBLISH", self._control, body)])
+
+    async def _publish(self, commands: list[bytes]) -> None:
+        if not self._whole:
+            raise BrokerUnavailable("Redis can't be reached")
+        answers = await self.commands.run(b"".join(commands), len(commands))
+        for answer in answers:
+            if isinstance(answer, hiredis.ReplyError):
+                raise BrokerUnavailable(f"Redis refused a publication: {answer}")
+
+
+def encoded(publication: Publication) -> bytes:
+    """A publication as Redis carries it."""
+    excluded = (publication.except_socket_id or "").encode()
+    return bytes((_VERSION, len(excluded))) + excluded + publication.body
+
+
+def redis_name(prefix: str, app_id: str, channel: str) -> bytes:
+    """The Redis pub/sub channel of a channel."""
+    return f"{prefix}:{app_id}:c:{channel}".encode()
