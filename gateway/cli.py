@@ -100,7 +100,7 @@ def serve(
     if why_not:
         fail(*why_not)
     configure_logging(settings)
-    # Pulls in uvicorn and the whole gateway, which the other commands start faster without.
+    # The whole gateway, which the other commands start faster without.
     from gateway.server import serve as run_server
 
     run_server(settings, apps_of(settings))
@@ -108,15 +108,23 @@ def serve(
 
 @app.command()
 def demo(
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Keep the data of the embedded servers here between runs.")
+    host: Annotated[str | None, typer.Option(help="Address; overrides DUET_HOST.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="Port; overrides DUET_PORT.")
     ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Keeps the data of the embedded servers between runs.")
+    ] = None,
+    exit_after_play: Annotated[
+        bool, typer.Option("--exit-after-play", help="Ends once the invitation has been played.")
+    ] = False,
 ) -> None:
     """Starts everything on this machine, plays one invitation and serves the demo page."""
     warn_of_unknown_variables()
+    # As above, and the embedded servers.
     from gateway.demo import run
 
-    run(data_dir=data_dir)
+    run(host=host, port=port, data_dir=data_dir, exit_after_play=exit_after_play)
 
 
 @app.command()

@@ -108,7 +108,7 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
         message = await receive()
         if message["type"] != "http.request":
             raise DisconnectedError
-        chunk = message.get("body", b"")
+        chunk: bytes = message.get("body", b"")
         # Nearly every body comes in one piece, which is then handed on uncopied.
         body = body + chunk if body else chunk
         if len(body) > max_bytes:

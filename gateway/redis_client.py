@@ -1,0 +1,25 @@
+"""The pooled Redis client, for what is neither pub/sub nor presence: the session-token views."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+
+def redis_client(url: str, timeout_s: float) -> Redis:
+    """A client that connects when it is first used; no call waits longer than `timeout_s`.
+
+    A connection that the server closed meanwhile is replaced once, silently; a server that does
+    not answer is not asked again.
+
+    Raises:
+        ValueError: `url` is no address of a Redis.
+    """
+    return Redis.from_url(
+        url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+    )

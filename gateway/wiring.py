@@ -1,0 +1,207 @@
+"""Builds the parts of one process, in the order in which they need each other.
+
+Whatever was started is registered to be stopped, in reverse: first the sockets are sent elsewhere
+and what is under way ends, then the connections to Redis and MongoDB are closed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from gateway.deliver import Deliverer
+from gateway.goal_commands import GoalCommands
+from gateway.node import Node, new_node_id
+from gateway.parts import Parts
+from gateway.redis_broker import RedisBroker
+from gateway.redis_client import redis_client
+from gateway.redis_passes import PassCache
+from gateway.redis_presence import RedisPresence
+from gateway.settings import SettingsError
+from gateway.telemetry import Telemetry
+from gateway.token_keys import authorizer_of
+from persistence.clock import Clock
+from persistence.deadlines import Deadlines
+from persistence.errors import StoreUnavailable
+from persistence.goals import Goals
+from persistence.sessions import Sessions
+from persistence.store import Store, StoreOptions
+from statemachine.goal import Limits
+from statemachine.receivers import standard_receivers
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+    from contextlib import AsyncExitStack
+    from typing import Any
+
+    from redis.asyncio import Redis
+
+    from gateway.apps import Apps
+    from gateway.broker import Publication
+    from gateway.presence import Presence
+    from gateway.settings import Settings
+    from gateway.token_keys import FixedAuthorizer, JwksAuthorizer
+    from statemachine.receivers import Registry
+
+# A cached view of a pass is handed out this long; the pass in it outlives it by far.
+_VIEW_TTL_S: Final = 60
+# Of a command's time, what dropping cached views may take before the reply goes out without.
+_DROP_SHARE: Final = 0.25
+
+
+class StartError(Exception):
+    """The gateway can't be started; the message is one line for a person."""
+
+
+class _NodePublisher:
+    """What the deliver phase needs of the node and of presence."""
+
+    __slots__ = ("_node", "_presence")
+
+    def __init__(self, node: Node, presence: Presence) -> None:
+        self._node = node
+        self._presence = presence
+
+    async def publish(self, publications: Sequence[Publication]) -> None:
+        """Publishes; raises `BrokerUnavailable`."""
+        await self._node.publish(publications)
+
+    async def drop_channel_data(self, streamer_id: str) -> None:
+        """Drops cached channel data on every node; raises `BrokerUnavailable`."""
+        await self._node.drop_channel_data(streamer_id)
+
+    async def presence_user_ids(self, app_id: str, channel: str) -> list[str]:
+        """The users present in a channel; raises `BrokerUnavailable`."""
+        return list(await self._presence.members(app_id, channel))
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        """Runs a task that the node owns."""
+        self._node.spawn(coroutine, name)
+
+
+async def open_parts(
+    stack: AsyncExitStack,
+    settings: Settings,
+    apps: Apps,
+    clock: Clock | None = None,
+    registry: Registry | None = None,
+) -> Parts:
+    """Starts everything; `stack` stops it again.
+
+    Args:
+        stack: Closed when the process ends, or when this raises.
+        settings: Already found good by `gateway.preflight`, or the demo's.
+        apps: The first carries the invitations' channels.
+        clock: Another one than the process's, for tests that shift it.
+        registry: The receivers, the platform's own among them; by default Duet's alone.
+
+    Raises:
+        StartError: MongoDB can't be used, or a setting is missing or wrong.
+    """
+    settings = settings.named()
+    clock = clock or Clock()
+    telemetry = Telemetry()
+    registry = registry or standard_receivers()
+    authorizer = _authorizer(settings)
+    stack.push_async_callback(authorizer.close)
+    redis = _redis_parts(settings)
+    stack.push_async_callback(redis.client.aclose)
+    store = await _open_store(settings, clock)
+    stack.push_async_callback(store.close)
+    node = Node(settings, apps, redis.broker, redis.presence, clock, authorizer, None, telemetry)
+    goals = Goals(store, registry, _limits(settings))
+    deliverer = Deliverer(
+        store=store,
+        registry=registry,
+        deadlines=Deadlines(store, goals),
+        passes=redis.passes,
+        publisher=_NodePublisher(node, redis.presence),
+        telemetry=telemetry,
+        app_id=apps.first.id,
+        poll_interval_s=settings.poll_interval_s,
+        room_pass_s=settings.room_pass_s,
+        cache_deadline_s=settings.command_timeout_s * _DROP_SHARE,
+    )
+    commands = GoalCommands(
+        goals=goals,
+        sessions=Sessions(store, goals),
+        deliverer=deliverer,
+        passes=redis.passes,
+        clock=clock,
+        telemetry=telemetry,
+        pass_secret=_pass_key(settings),
+        room_pass_s=settings.room_pass_s,
+    )
+    node.commands = commands
+    await node.start()
+    stack.push_async_callback(node.stop, settings.drain_s)
+    await deliverer.start()
+    return Parts(settings, apps, clock, telemetry, authorizer, store, commands, node)
+
+
+def _authorizer(settings: Settings) -> FixedAuthorizer | JwksAuthorizer:
+    try:
+        return authorizer_of(settings)
+    except SettingsError as error:
+        raise StartError(str(error)) from None
+
+
+def _pass_key(settings: Settings) -> str:
+    if settings.pass_key is None:
+        raise StartError("DUET_PASS_SECRET: must be set when DUET_JWT_SECRET is not")
+    return settings.pass_key
+
+
+class _RedisParts(NamedTuple):
+    """Everything that speaks to Redis."""
+
+    client: Redis
+    broker: RedisBroker
+    presence: RedisPresence
+    passes: PassCache
+
+
+def _redis_parts(settings: Settings) -> _RedisParts:
+    """Built, not yet connected: they begin to try when the node starts.
+
+    Raises:
+        StartError: There is no address, or none that a Redis can have.
+    """
+    if settings.redis_url is None:
+        raise StartError("DUET_REDIS_URL: must be the address of a Redis or Valkey")
+    prefix, node_id = settings.redis_prefix, new_node_id(settings)
+    try:
+        client = redis_client(settings.redis_url, settings.redis_timeout_s)
+        broker = RedisBroker(settings.redis_url, prefix, node_id, settings.redis_timeout_s)
+    except ValueError as error:
+        raise StartError(f"DUET_REDIS_URL: {error}") from None
+    presence = RedisPresence(
+        broker.commands, prefix, node_id, settings.presence_max_members, settings.node_lease_s
+    )
+    return _RedisParts(client, broker, presence, PassCache(client, prefix, _VIEW_TTL_S))
+
+
+async def _open_store(settings: Settings, clock: Clock) -> Store:
+    if settings.mongodb_url is None:
+        raise StartError("DUET_MONGODB_URL: must be the address of a MongoDB replica set")
+    options = StoreOptions(
+        pool_size=settings.mongodb_pool_size,
+        # Half the pool, so that a command in a transaction never waits for its own connection.
+        concurrency=max(1, settings.mongodb_pool_size // 2),
+        deadline_s=settings.command_timeout_s,
+        lease_s=settings.lease_s,
+        node_name=settings.node_name,
+    )
+    try:
+        return await Store.open(settings.mongodb_url, settings.mongodb_database, clock, options)
+    except StoreUnavailable as error:
+        raise StartError(f"DUET_MONGODB_URL: {error}") from None
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        invitation_ttl_s=settings.invitation_ttl_s,
+        refund_delay_s=settings.refund_delay_s,
+        show_grace_s=settings.show_grace_s,
+        amount_max_minor=settings.amount_max_minor,
+        prepaid_duration_max_s=settings.prepaid_duration_max_s,
+    )
