@@ -468,6 +468,7 @@ def standard_receivers() -> Registry:
         (Signal.GOAL_ADDED, deliver, _INVITATION, notify_goal_added),
         (Signal.EXCLUSIVE_STARTED, deliver, _SHOW, invalidate_get_session_token_view_cache),
         (Signal.EXCLUSIVE_STARTED, deliver, _SHOW, notify_exclusive),
+        (Signal.EXCLUSIVE_ENDED, deliver, _SHOW, invalidate_get_session_token_view_cache),
         (Signal.EXCLUSIVE_ENDED, deliver, _SHOW, notify_exclusive),
         (Signal.ESCROW_HELD, deliver, _INVITATION, notify_escrow),
         (Signal.ESCROW_CAPTURED, deliver, _INVITATION, notify_escrow),
