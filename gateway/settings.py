@@ -228,7 +228,7 @@ class Settings(BaseSettings):
     ] = 200
     presence_max_members: Annotated[
         int, Field(ge=1, le=100_000, description="Members of one presence channel.")
-    ] = 100
+    ] = 10_000
     presence_user_info_max_bytes: Annotated[
         int, Field(ge=2, le=1_048_576, description="The `user_info` of one presence member.")
     ] = 2_048
