@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+# The client's type, for those who hand it on without knowing redis-py.
+RedisClient: TypeAlias = Redis
 
-def redis_client(url: str, timeout_s: float) -> Redis:
+
+def redis_client(url: str, timeout_s: float) -> RedisClient:
     """A client that connects when it is first used; no call waits longer than `timeout_s`.
 
     A connection that the server closed meanwhile is replaced once, silently; a server that does

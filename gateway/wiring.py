@@ -33,11 +33,10 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
     from typing import Any
 
-    from redis.asyncio import Redis
-
     from gateway.apps import Apps
     from gateway.broker import Publication
     from gateway.presence import Presence
+    from gateway.redis_client import RedisClient
     from gateway.settings import Settings
     from gateway.token_keys import FixedAuthorizer, JwksAuthorizer
     from statemachine.receivers import Registry
@@ -154,7 +153,7 @@ def _pass_key(settings: Settings) -> str:
 class _RedisParts(NamedTuple):
     """Everything that speaks to Redis."""
 
-    client: Redis
+    client: RedisClient
     broker: RedisBroker
     presence: RedisPresence
     passes: PassCache
