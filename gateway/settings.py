@@ -160,6 +160,10 @@ class Settings(BaseSettings):
     room_pass_s: Annotated[
         float, Field(gt=0, le=86_400, description="How long a media pass outside private shows is valid.")
     ] = 3_600
+    receivers: Annotated[
+        Text | None,
+        Field(description="`module:function` that registers the platform's own receivers."),
+    ] = None
     amount_max_minor: Annotated[
         int,
         Field(ge=1, le=10**15, description="Highest amount of an invitation, in minor units."),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gateway.deliver import Deliverer
+from gateway.extensions import ExtensionError, receivers_with
 from gateway.goal_commands import GoalCommands
 from gateway.node import Node, new_node_id
 from gateway.parts import Parts
@@ -26,7 +27,6 @@ from persistence.goals import Goals
 from persistence.sessions import Sessions
 from persistence.store import Store, StoreOptions
 from statemachine.goal import Limits
-from statemachine.receivers import standard_receivers
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -43,8 +43,10 @@ if TYPE_CHECKING:
 
 # A cached view of a pass is handed out this long; the pass in it outlives it by far.
 _VIEW_TTL_S: Final = 60
+# Of a command's time, what the database may take; the rest is for the reply.
+_STORE_SHARE: Final = 0.8
 # Of a command's time, what dropping cached views may take before the reply goes out without.
-_DROP_SHARE: Final = 0.25
+_DROP_SHARE: Final = 0.15
 
 
 class StartError(Exception):
@@ -99,7 +101,7 @@ async def open_parts(
     settings = settings.named()
     clock = clock or Clock()
     telemetry = Telemetry()
-    registry = registry or standard_receivers()
+    registry = registry or _receivers(settings)
     authorizer = _authorizer(settings)
     stack.push_async_callback(authorizer.close)
     redis = _redis_parts(settings)
@@ -186,7 +188,7 @@ async def _open_store(settings: Settings, clock: Clock) -> Store:
         pool_size=settings.mongodb_pool_size,
         # Half the pool, so that a command in a transaction never waits for its own connection.
         concurrency=max(1, settings.mongodb_pool_size // 2),
-        deadline_s=settings.command_timeout_s,
+        deadline_s=settings.command_timeout_s * _STORE_SHARE,
         lease_s=settings.lease_s,
         node_name=settings.node_name,
     )
@@ -194,6 +196,13 @@ async def _open_store(settings: Settings, clock: Clock) -> Store:
         return await Store.open(settings.mongodb_url, settings.mongodb_database, clock, options)
     except StoreUnavailable as error:
         raise StartError(f"DUET_MONGODB_URL: {error}") from None
+
+
+def _receivers(settings: Settings) -> Registry:
+    try:
+        return receivers_with(settings.receivers)
+    except ExtensionError as error:
+        raise StartError(f"DUET_RECEIVERS: {error}") from None
 
 
 def _limits(settings: Settings) -> Limits:
