@@ -9,7 +9,7 @@ const HANDSHAKE_TIMEOUT_MS = 10_000;
 const PONG_TIMEOUT_MS = 30_000;
 const REPLY_TIMEOUT_MS = 10_000;
 const BACKOFF_FIRST_MS = 500;
-const BACKOFF_MAX_MS = 15_000;
+const BACKOFF_MAX_MS = 5_000;
 const CLOSED_BY_US = 1000;
 
 /** What a goal command was refused with. */

@@ -74,6 +74,7 @@ export class Timeline {
         const before = received.get(name);
         if (before !== undefined) {
           before.times += 1;
+          before.element.dataset.times = before.times;
           setText(before.element, `${name} ×${before.times}`);
           return;
         }

@@ -74,6 +74,9 @@ class _Link:
     def listen(self, listener: Any) -> None:
         self._listeners.append(listener)
 
+    def unlisten(self, listener: Any) -> None:
+        self._listeners.remove(listener)
+
     async def call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
         self._last_id += 1
         message: dict[str, Any] = {"id": self._last_id, "method": method, "params": params}
@@ -96,7 +99,7 @@ class _Link:
                 if not answer.done():
                     answer.set_result(message)
                 continue
-            for listener in self._listeners:
+            for listener in [*self._listeners]:
                 listener(message)
         for answer in self._answers.values():
             if not answer.done():
@@ -119,13 +122,8 @@ class Page:
         link.listen(self._heard)
 
     @classmethod
-    async def create(cls, link: _Link) -> Self:
-        context = await link.call("Target.createBrowserContext")
-        target = await link.call(
-            "Target.createTarget",
-            url="about:blank",
-            browserContextId=context["browserContextId"],
-        )
+    async def create(cls, link: _Link, context: str) -> Self:
+        target = await link.call("Target.createTarget", url="about:blank", browserContextId=context)
         attached = await link.call(
             "Target.attachToTarget", targetId=target["targetId"], flatten=True
         )
@@ -251,9 +249,12 @@ class Page:
                 loaded.set()
 
         self._link.listen(listener)
-        await self._call(method, **params)
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            await loaded.wait()
+        try:
+            await self._call(method, **params)
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                await loaded.wait()
+        finally:
+            self._link.unlisten(listener)
 
     async def _call(self, method: str, **params: Any) -> dict[str, Any]:
         return await self._link.call(method, self._session, **params)
@@ -326,8 +327,14 @@ class Browser:
                 process.kill()
                 await process.wait()
 
-    async def new_page(self) -> Page:
-        return await Page.create(self._link)
+    @asynccontextmanager
+    async def page(self) -> AsyncIterator[Page]:
+        """A new tab, closed after the block: an open one would go on reconnecting."""
+        context = (await self._link.call("Target.createBrowserContext"))["browserContextId"]
+        try:
+            yield await Page.create(self._link, context)
+        finally:
+            await self._link.call("Target.disposeBrowserContext", browserContextId=context)
 
 
 async def _debugging_address(process: Process) -> str:
