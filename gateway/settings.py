@@ -158,7 +158,7 @@ class Settings(BaseSettings):
         float, Field(ge=0, le=86_400, description="Added to the prepaid duration of a show.")
     ] = 60
     room_pass_s: Annotated[
-        float, Field(gt=0, le=86_400, description="How long a media pass outside private shows is valid.")
+        float, Field(gt=0, le=86_400, description="Validity of a media pass outside private shows.")
     ] = 3_600
     receivers: Annotated[
         Text | None,

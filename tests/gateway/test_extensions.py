@@ -1,4 +1,4 @@
-"""The platform's own receivers come in through `DUET_RECEIVERS`, or stop the start with a reason."""
+"""The platform's own receivers come in by `DUET_RECEIVERS`, or stop the start with a reason."""
 
 import sys
 import types
