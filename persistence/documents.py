@@ -68,7 +68,8 @@ class Goal(Document):
         breakdown: who paid how much, in minor units.
         exclusive_goal: of an invitation that was started, its show.
         trigger_goal: of a show, its invitation.
-        due_at: when the timer may claim `due_command`; a claim moves it on by the lease.
+        due_at: when the timer may claim `due_command`; a claim stands beside it, in
+            `due_lease_until` and `due_owner`, until the command has moved the goal on.
         outbox_due_at: when another process may take over the outbox; absent when it is empty.
         outbox_owner: the node that delivers at present.
         version: grows by one with each commit.

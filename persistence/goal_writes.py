@@ -142,8 +142,14 @@ class GoalWrite:
         return Delivery(self.goal_id, tuple(self.entries))
 
 
-def facts_of(goal: Goal, session: Session, viewer_nbf: datetime | None = None) -> GoalFacts:
-    """What the state machine wants to know of a stored goal."""
+def facts_of(goal: Goal, session: Session, *, taken: bool = False) -> GoalFacts:
+    """What the state machine wants to know of a stored goal.
+
+    Args:
+        goal: the goal.
+        session: its Session.
+        taken: whether another goal of the Session is known to be agreed or live.
+    """
     viewer_id = goal.conditions.exclusive_to
     mine = {GoalState.AGREED: [viewer_id], GoalState.LIVE: [viewer_id]}.get(goal.state)
     exclusive_to = session.status.exclusive_to
@@ -158,8 +164,8 @@ def facts_of(goal: Goal, session: Session, viewer_nbf: datetime | None = None) -
         reason=goal.reason,
         due_at=goal.due_at,
         session_active=session.active,
-        session_taken=bool(exclusive_to) and exclusive_to != mine,
-        viewer_nbf=viewer_nbf or (held_pass.nbf if held_pass else None),
+        session_taken=taken or (bool(exclusive_to) and exclusive_to != mine),
+        viewer_nbf=held_pass.nbf if held_pass else None,
     )
 
 
@@ -312,8 +318,9 @@ class Writer:
             found.append(self._occurrence(signal, after, now, args, EXCLUSIVE_GOAL))
             if not starts:
                 # The show is a goal of its own, and no longer active.
-                show = show_of(after, decision, now)
-                ended = goal_ended_args(show, show) | {"goal_id": str(after.exclusive_goal)}
+                ends_at = min(before.due_at or now, now)
+                show = show_of(after, ends_at, now)
+                ended = goal_ended_args(show, show)
                 found.append(self._occurrence(Signal.GOAL_ENDED, after, now, ended, EXCLUSIVE_GOAL))
         return [*found, *self._escrow_occurrences(after, decision, now)]
 
@@ -391,16 +398,15 @@ def goal_ended_args(before: Goal, after: Goal) -> Row:
     }
 
 
-def show_of(goal: Goal, decision: Decision, now: datetime) -> Goal:
+def show_of(goal: Goal, exp: datetime, now: datetime) -> Goal:
     """The ExclusiveGoal that follows an agreed invitation, as it is at `now`."""
-    starts = decision.command is CommandName.START
     show: Goal = goal.model_copy(
         update={
             "id": goal.exclusive_goal,
             "cls": EXCLUSIVE_GOAL,
-            "active": starts,
+            "active": goal.state is GoalState.LIVE,
             "context": goal.context.model_copy(update={"type": "exclusive"}),
-            "exp": decision.due.at if decision.due else now,
+            "exp": exp,
             "exclusive_goal": None,
             "trigger_goal": goal.id,
             "created_at": now,

@@ -136,6 +136,7 @@ class Goals:
         """Moves an existing goal on."""
         session_id = goal.conditions.session_id
         waited = self._store.session_lock(session_id).locked()
+        taken = False
         async with self._session_turn(session_id):
             while True:
                 if waited:
@@ -145,7 +146,8 @@ class Goals:
                 assert session is not None
                 now = self._store.clock.now()
                 command = _command_of(intent, goal)
-                decision = decide(facts_of(goal, session), command, now, self._limits)
+                facts = facts_of(goal, session, taken=taken)
+                decision = decide(facts, command, now, self._limits)
                 if isinstance(decision, Rejection):
                     refused = _refused(decision, goal, command)
                     return await self._requests.refuse(intent, refused, now)
@@ -154,12 +156,14 @@ class Goals:
                     return await self._commit(intent, goal, session, decision, now)
                 except Conflict:
                     continue
-                except DuplicateKeyError:
+                except DuplicateKeyError as error:
                     # The request was answered by another node, or another goal of the Session
-                    # was agreed first: the one is read, the other decided anew.
+                    # was agreed first: the one is read, the other decided anew, knowing that
+                    # the Session is taken whatever its own fields say.
                     answer = await self._requests.answer_of(intent)
                     if answer is not None:
                         return answer
+                    taken = _another_show(error)
 
     async def _commit(
         self, intent: Intent, goal: Goal, session: Session, decision: Decision, now: datetime
@@ -215,11 +219,11 @@ class Goals:
     ) -> None:
         """Creates the ExclusiveGoal when a show starts, deactivates it when it ends."""
         if decision.command is CommandName.START:
-            await self._store.goals.insert_one(goal_row(show_of(goal, decision, now)))
+            assert decision.due is not None
+            await self._store.goals.insert_one(goal_row(show_of(goal, decision.due.at, now)))
         elif decision.command is CommandName.FINISH:
             changes: Row = {
                 "active": False,
-                "exp": now,
                 "state": GoalState.ENDED.value,
                 "outcome": goal.outcome.value if goal.outcome else None,
             }
@@ -227,7 +231,7 @@ class Goals:
                 changes["rtc_sources"] = session.rtc_sources
             updated = await self._store.goals.update_one(
                 {"_id": goal.exclusive_goal, "active": True},
-                {"$set": changes, "$inc": {"version": 1}},
+                {"$set": changes, "$min": {"exp": now}, "$inc": {"version": 1}},
             )
             if updated.matched_count == 0:
                 raise Conflict
@@ -418,6 +422,11 @@ class Goals:
         if reloaded is None:
             raise StoreUnavailable("a goal vanished while it was being changed")
         return reloaded
+
+
+def _another_show(error: DuplicateKeyError) -> bool:
+    """Whether it was the index `one_show_per_session` that refused a write."""
+    return "conditions.session_id" in (error.details or {}).get("keyPattern", {})
 
 
 def object_id(text: str) -> ObjectId | None:
