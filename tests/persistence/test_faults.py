@@ -73,12 +73,13 @@ async def test_a_crash_before_the_commit_leaves_everything_as_it_was(
         goal_id = await world.invited(session)
     before = world.documents()
     steps.once(step, name, crash)
+    if name is CommandName.INVITE:
+        command = world.invite(session, "cleo", request_id="r")
+    else:
+        command = world.ask(name, goal_id, request_id="r")
 
     with pytest.raises(Crash):
-        if name is CommandName.INVITE:
-            await world.invite(session, "cleo", request_id="r")
-        else:
-            await world.ask(name, goal_id, request_id="r")
+        await command
 
     assert world.documents() == before
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -147,8 +147,8 @@ class World:
 
     async def add_node(self, registry: Registry | None = None, **options: Any) -> Node:
         """Opens the database once more, as another process would."""
-        options = {"deadline_s": 20.0, "node_name": f"node{len(self.nodes)}"} | options
-        store = await Store.open(self.url, self.raw.name, self.clock, StoreOptions(**options))
+        plain = StoreOptions(deadline_s=20.0, node_name=f"node{len(self.nodes)}")
+        store = await Store.open(self.url, self.raw.name, self.clock, replace(plain, **options))
         registry = registry or standard_receivers()
         goals = Goals(store, registry, self.limits)
         recorder = Recorder()
