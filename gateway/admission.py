@@ -28,7 +28,7 @@ class Admission:
     token: str | None
 
 
-def admit(
+def admit(  # noqa: PLR0911  one return for each close code
     target: str,
     origin: str | None,
     authorization: str | None,

@@ -8,12 +8,11 @@ Source: PROTOCOL 1.3.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
-if TYPE_CHECKING:
-    from gateway.commands import GoalCommand
+from gateway.commands import GoalCommand
 
 T = TypeVar("T")
 
@@ -55,10 +54,10 @@ class ChannelData(msgspec.Struct, gc=False):
 
 
 class UserData(msgspec.Struct, gc=False):
-    """The signed `user_data` of a sign-in."""
+    """The signed `user_data` of a sign-in; no `user_info` is empty bytes."""
 
     id: str | int
-    user_info: msgspec.Raw | None = None
+    user_info: msgspec.Raw = msgspec.Raw(b"")
     watchlist: list[str] = []
 
 

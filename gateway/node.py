@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 import secrets
@@ -41,6 +42,9 @@ __all__ = ["BrokerUnavailable", "CommandPort", "Node", "Publication", "new_node_
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
+# How late a socket's deadline may be met.
+_TICK_MOST_S: Final = 0.25
+_TICK_LEAST_S: Final = 0.01
 # While draining, this often a few sockets are asked to go.
 _DRAIN_STEP_S: Final = 0.05
 # After the drain: the time for the last closing handshakes.
@@ -137,8 +141,10 @@ class Node:
             self.settings.pong_timeout_s,
             self.settings.handshake_timeout_s,
         )
-        self.wheel: Wheel[GatewayProtocol] = Wheel(min(1.0, max(0.01, least_s / 10)), loop.time())
+        tick_s = min(_TICK_MOST_S, max(_TICK_LEAST_S, least_s / 10))
+        self.wheel: Wheel[GatewayProtocol] = Wheel(tick_s, loop.time())
         self._turning = loop.call_later(self.wheel.tick_s, self._turn)
+        self._nobody_left = asyncio.Event()
         await self._broker.start(self._on_publication, self._on_control_body, self._on_gap)
         await self.presence.start()
         self.ready = True
@@ -148,9 +154,10 @@ class Node:
         self.begin_drain(drain_s)
         if self._drained is not None:
             await asyncio.wait([self._drained])
-        deadline = self._loop.time() + _LAST_GOODBYE_S
-        while self._sockets and self._loop.time() < deadline:
-            await asyncio.sleep(_DRAIN_STEP_S)
+        if self._sockets:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_GOODBYE_S):
+                    await self._nobody_left.wait()
         for connection in list(self._sockets):
             connection.abort()
         # Aborted transports report their end in the loop's next turns; presence then leaves.
@@ -231,6 +238,8 @@ class Node:
         """Forgets a socket whose transport is closed."""
         self._sockets.discard(connection)
         self.wheel.remove(connection)
+        if self.draining and not self._sockets:
+            self._nobody_left.set()
 
     def _turn(self) -> None:
         """Turns the wheel one tick."""

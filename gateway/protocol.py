@@ -192,7 +192,9 @@ class PusherProtocol:
             and message.event.startswith("client-")
         )
 
-    def _handle(self, message: Message, now: float) -> Sequence[Effect]:
+    def _handle(  # noqa: PLR0911  one return for each event
+        self, message: Message, now: float
+    ) -> Sequence[Effect]:
         event = message.event
         if event.startswith("client-"):
             return self._client_event(message, now)
@@ -213,7 +215,9 @@ class PusherProtocol:
 
     # Subscribing
 
-    def _subscribe(self, data: SubscribeData) -> Sequence[Effect]:
+    def _subscribe(  # noqa: PLR0911  one return for each kind and refusal
+        self, data: SubscribeData
+    ) -> Sequence[Effect]:
         name = data.channel
         if not is_channel_name(name, self._limits.channel_name_max):
             return _error(
@@ -313,7 +317,7 @@ class PusherProtocol:
         user_id = str(user.id)
         if not 0 < len(user_id) <= USER_ID_MAX:
             return _error(f"The id in user_data has 1 to {USER_ID_MAX} characters")
-        if user.user_info is not None and len(user.user_info) > self._limits.user_info_max_bytes:
+        if len(user.user_info) > self._limits.user_info_max_bytes:
             return _error(f"user_info is longer than {self._limits.user_info_max_bytes} bytes")
         known = self.identity
         if known is not None and known.user_id != user_id:
@@ -322,7 +326,7 @@ class PusherProtocol:
             known = Identity(user_id, client_id=self.app.key)
         self.identity = replace(
             known,
-            user_info=None if user.user_info is None else bytes(user.user_info),
+            user_info=bytes(user.user_info) or None,
             user_data=data.user_data,
             watchlist=tuple(user.watchlist[:WATCHLIST_MAX]),
         )
@@ -339,16 +343,9 @@ class PusherProtocol:
         event, name = message.event, message.channel
         if event in COMMAND_EVENTS or event.startswith(_COMMAND_PREFIXES):
             return self._command(message, now)
-        if not self.app.client_events:
-            return _error("Client events are not enabled for this app")
-        if name is None or name not in self.subscriptions:
-            return _error(f"Client event {event[:80]!r} on a channel that is not subscribed")
-        if channel_kind(name) not in {ChannelKind.PRIVATE, ChannelKind.PRESENCE}:
-            return _error("Client events need a private or presence channel")
-        if len(event) > self._limits.event_name_max:
-            return _error(f"An event's name has at most {self._limits.event_name_max} characters")
-        if len(message.data) > self._limits.max_event_bytes:
-            return _error(f"An event's data has at most {self._limits.max_event_bytes} bytes")
+        fault = self._client_event_fault(message)
+        if name is None or fault is not None:
+            return _error(fault or "A client event needs a channel")
         rate = self._client_events
         per_s = self._limits.client_events_per_s
         if rate is None:
@@ -359,6 +356,21 @@ class PusherProtocol:
         data = bytes(message.data) or b"null"
         user_id = None if member is None else member.user_id
         return (Relay(name, frames.client_event_body(event, name, data, user_id)),)
+
+    def _client_event_fault(self, message: Message) -> str | None:
+        """What forbids a client event, but for its rate; None if nothing does."""
+        event, name, limits = message.event, message.channel, self._limits
+        if not self.app.client_events:
+            return "Client events are not enabled for this app"
+        if name is None or name not in self.subscriptions:
+            return f"Client event {event[:80]!r} on a channel that is not subscribed"
+        if channel_kind(name) not in {ChannelKind.PRIVATE, ChannelKind.PRESENCE}:
+            return "Client events need a private or presence channel"
+        if len(event) > limits.event_name_max:
+            return f"An event's name has at most {limits.event_name_max} characters"
+        if len(message.data) > limits.max_event_bytes:
+            return f"An event's data has at most {limits.max_event_bytes} bytes"
+        return None
 
     def _command(self, message: Message, now: float) -> Sequence[Effect]:
         """A goal command: executed only on the connection's own user channel."""

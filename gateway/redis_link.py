@@ -44,7 +44,9 @@ _WAITING_MAX: Final = 20_000
 
 def packed(*arguments: Argument) -> bytes:
     """One command as Redis reads it."""
-    return hiredis.pack_command(arguments)
+    # The stub asks for a tuple of exactly one argument.
+    command: bytes = hiredis.pack_command(arguments)  # type: ignore[arg-type]
+    return command
 
 
 @dataclass(frozen=True, slots=True)

@@ -455,8 +455,7 @@ class GatewayProtocol(asyncio.Protocol):
 
     def _end(self) -> None:
         """Takes part in nothing any more; only the transport is left."""
-        if self._phase < Phase.CLOSING:
-            self._phase = Phase.CLOSING
+        self._phase = max(self._phase, Phase.CLOSING)
         self.write = _drop
         self._node.detach(self)
 

@@ -1,0 +1,327 @@
+"""A gateway without its stores, on a real port, and a client that speaks bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import secrets
+import socket as sockets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import uvicorn
+
+from gateway.apps import App, Apps
+from gateway.auth import AuthError, Identity
+from gateway.broker import MemoryBroker, MemoryBus
+from gateway.commands import Reply
+from gateway.frames import push_body
+from gateway.node import Node, Publication
+from gateway.presence import MemoryPresence
+from gateway.settings import Settings
+from gateway.socket import GatewayProtocol
+from gateway.telemetry import Telemetry
+from persistence.clock import Clock
+from statemachine.goal import Role
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from datetime import datetime
+
+    from gateway.broker import Broker
+    from gateway.commands import GoalCommand
+    from gateway.presence import Presence
+
+PATIENCE_S = 10.0
+APP = App(id="1", key="app-key", secret="app-secret")
+
+
+def settings_for_tests(**changes: Any) -> Settings:
+    """Settings that do not depend on this machine's environment."""
+    return Settings(**({"node_name": "test", "drain_s": 0} | changes))
+
+
+class TokensForTests:
+    """An authorizer that takes `role:user` for a token, and waits for `held` if it is set."""
+
+    def __init__(self) -> None:
+        self.held: asyncio.Event | None = None
+
+    async def identity_of(self, token: str, now: datetime) -> Identity:
+        """The user that the token names."""
+        if self.held is not None:
+            await self.held.wait()
+        role, separator, user_id = token.partition(":")
+        if not separator:
+            raise AuthError("The token is malformed.")
+        return Identity(user_id, Role(role), "test-client")
+
+
+@dataclass
+class CommandsForTests:
+    """A command port that notes what it is asked and answers when it is let."""
+
+    executed: list[tuple[GoalCommand, Identity]] = field(default_factory=list)
+    live: set[str] = field(default_factory=set)
+    asked_live: list[str] = field(default_factory=list)
+    released: asyncio.Event | None = None
+    snapshot_released: asyncio.Event | None = None
+    snapshot_faults: list[Exception] = field(default_factory=list)
+    snapshot_asked: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def execute(self, command: GoalCommand, identity: Identity) -> Reply:
+        """Accepts everything, after `released` if there is one."""
+        self.executed.append((command, identity))
+        if self.released is not None:
+            await self.released.wait()
+        return Reply(command.request_id, b'{"id":"g"}', None)
+
+    async def snapshot(self, user_id: str) -> bytes:
+        """An empty snapshot of that user, after `snapshot_released` if there is one."""
+        self.snapshot_asked.set()
+        if self.snapshot_released is not None:
+            await self.snapshot_released.wait()
+        if self.snapshot_faults:
+            raise self.snapshot_faults.pop(0)
+        return json.dumps({"goals": [], "of": user_id}).encode()
+
+    async def stream_is_live(self, streamer_id: str) -> bool:
+        """Whether the test said so."""
+        self.asked_live.append(streamer_id)
+        return streamer_id in self.live
+
+
+@dataclass
+class Gateway:
+    """A node that serves sockets on a port of its own."""
+
+    node: Node
+    server: uvicorn.Server
+    port: int
+    commands: CommandsForTests
+    tokens: TokensForTests
+    broker: Broker
+    presence: Presence
+    clients: list[RawClient] = field(default_factory=list)
+
+    async def open(self, path: str = "/app/app-key?protocol=7", **headers: str) -> RawClient:
+        """A client whose upgrade has been answered; it is closed with the gateway."""
+        client = await RawClient.open(self.port, path, **headers)
+        self.clients.append(client)
+        return client
+
+    async def connect(self, path: str = "/app/app-key?protocol=7", **headers: str) -> RawClient:
+        """A client that has read `connection_established`."""
+        client = await self.open(path, **headers)
+        established = await client.event()
+        assert established["event"] == "pusher:connection_established", established
+        client.socket_id = json.loads(established["data"])["socket_id"]
+        return client
+
+    async def push(self, channel: str, event: str = "e", **data: Any) -> None:
+        """Publishes an event to a channel of the first app."""
+        await self.node.publish([Publication("1", channel, push_body(event, channel, data))])
+
+    def count(self, name: str) -> float:
+        """A metric's value now."""
+        return self.node.telemetry.registry.get_sample_value(name) or 0.0
+
+
+@contextlib.asynccontextmanager
+async def running_gateway(
+    settings: Settings | None = None,
+    apps: Apps | None = None,
+    broker: Broker | None = None,
+    presence: Callable[[Broker], Presence] | None = None,
+) -> AsyncIterator[Gateway]:
+    """A gateway on a free port; over memory unless it is given a broker and a presence."""
+    settings = settings or settings_for_tests()
+    if broker is None:
+        broker = memory = MemoryBroker(MemoryBus())
+        members: Presence = MemoryPresence(memory, "n", settings.presence_max_members)
+    else:
+        assert presence is not None
+        members = presence(broker)
+    commands, tokens = CommandsForTests(), TokensForTests()
+    node = Node(
+        settings, apps or Apps([APP]), broker, members, Clock(), tokens, commands, Telemetry()
+    )
+    await node.start()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "lifespan"
+        await receive()
+        scope["state"]["node"] = node
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    config = uvicorn.Config(
+        app, ws=GatewayProtocol, lifespan="on", log_config=None, http="httptools"
+    )
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    listener = sockets.create_server(("127.0.0.1", 0))
+    await server.startup([listener])
+    port = listener.getsockname()[1]
+    gateway = Gateway(node, server, port, commands, tokens, broker, members)
+    try:
+        yield gateway
+    finally:
+        for client in gateway.clients:
+            await client.close()
+        # Sockets first, as in production; then uvicorn has nothing to wait for.
+        await node.stop(0)
+        await server.shutdown([listener])
+
+
+class Closed(Exception):
+    """The server has closed.
+
+    Attributes:
+        code: Of the close frame; None when there was none (an abort).
+    """
+
+    def __init__(self, code: int | None, reason: str = "") -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
+class RawClient:
+    """A WebSocket client of plain bytes, so that tests can send what no library would."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.socket_id = ""
+        self.response = ""
+
+    @classmethod
+    async def open(cls, port: int, path: str, **headers: str) -> RawClient:
+        """Connects and upgrades; header names use `_` for `-`."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        client = cls(reader, writer)
+        key = base64.b64encode(os.urandom(16)).decode()
+        lines = [
+            f"GET {path} HTTP/1.1",
+            "Host: localhost",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            f"Sec-WebSocket-Key: {key}",
+            "Sec-WebSocket-Version: 13",
+            *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items()),
+        ]
+        writer.write("\r\n".join([*lines, "", ""]).encode())
+        async with asyncio.timeout(PATIENCE_S):
+            client.response = (await reader.readuntil(b"\r\n\r\n")).decode()
+        return client
+
+    # Sending
+
+    def send_frame(self, opcode: int, payload: bytes, *, fin: bool = True) -> None:
+        """One masked frame."""
+        self.writer.write(masked_frame(opcode, payload, fin=fin))
+
+    def send(self, message: object) -> None:
+        """One text message, JSON unless it is text or bytes already."""
+        if isinstance(message, str):
+            message = message.encode()
+        self.send_frame(1, message if isinstance(message, bytes) else json.dumps(message).encode())
+
+    def subscribe(self, channel: str, auth: str = "", **data: Any) -> None:
+        """Asks for a subscription."""
+        data |= {"channel": channel, "auth": auth}
+        self.send({"event": "pusher:subscribe", "data": data})
+
+    async def subscribed(self, channel: str, auth: str = "", **data: Any) -> Any:
+        """Subscribes and returns the data of `subscription_succeeded`."""
+        self.subscribe(channel, auth, **data)
+        answer = await self.event()
+        assert answer["event"] == "pusher_internal:subscription_succeeded", answer
+        assert answer["channel"] == channel
+        return json.loads(answer["data"])
+
+    # Receiving
+
+    async def frame(self) -> tuple[int, bytes]:
+        """The next frame: opcode and payload; raises `Closed` when the stream ends."""
+        async with asyncio.timeout(PATIENCE_S):
+            try:
+                head = await self.reader.readexactly(2)
+                length = head[1] & 0x7F
+                if length == 126:
+                    length = int.from_bytes(await self.reader.readexactly(2))
+                elif length == 127:
+                    length = int.from_bytes(await self.reader.readexactly(8))
+                return head[0] & 0x0F, await self.reader.readexactly(length)
+            except (asyncio.IncompleteReadError, ConnectionError):
+                raise Closed(None) from None
+
+    async def event(self) -> dict[str, Any]:
+        """The next text message, decoded; answers nothing else."""
+        opcode, payload = await self.frame()
+        if opcode == 8:
+            code = int.from_bytes(payload[:2]) if payload else None
+            raise Closed(code, payload[2:].decode())
+        assert opcode == 1, (opcode, payload)
+        decoded: dict[str, Any] = json.loads(payload)
+        return decoded
+
+    async def closed(self) -> Closed:
+        """How the server closes; anything before the close frame fails the test."""
+        try:
+            event = await self.event()
+        except Closed as closed:
+            return closed
+        raise AssertionError(f"expected a close frame, got {event}")
+
+    async def refused(self) -> tuple[dict[str, Any], Closed]:
+        """The `pusher:error` and the close that follow each other."""
+        error = await self.event()
+        assert error["event"] == "pusher:error", error
+        return error["data"], await self.closed()
+
+    async def ended(self) -> None:
+        """Waits for the end of the TCP connection."""
+        async with asyncio.timeout(PATIENCE_S):
+            with contextlib.suppress(ConnectionError):
+                while await self.reader.read(65_536):
+                    pass
+
+    async def ping(self) -> None:
+        """Goes round once: what was sent before has been acted upon."""
+        self.send({"event": "pusher:ping", "data": {}})
+        assert (await self.event())["event"] == "pusher:pong"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Drops the TCP connection."""
+        self.writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self.writer.wait_closed()
+
+
+def masked_frame(opcode: int, payload: bytes, *, fin: bool = True) -> bytes:
+    """A client's frame (RFC 6455 section 5.2)."""
+    mask = secrets.token_bytes(4)
+    length = len(payload)
+    if length < 126:
+        size = bytes((0x80 | length,))
+    elif length < 0x10000:
+        size = bytes((0x80 | 126,)) + length.to_bytes(2)
+    else:
+        size = bytes((0x80 | 127,)) + length.to_bytes(8)
+    repeated = (mask * (length // 4 + 1))[:length]
+    hidden = int.from_bytes(payload) ^ int.from_bytes(repeated)
+    first = (0x80 if fin else 0) | opcode
+    return bytes((first,)) + size + mask + hidden.to_bytes(length)
