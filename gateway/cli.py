@@ -1,12 +1,10 @@
 """The `duet` command. What goes wrong is told in one line on standard error, never a traceback."""
 
 import asyncio
-import importlib
 import os
 import sys
 from datetime import timedelta
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -14,6 +12,7 @@ import jwt
 import typer
 
 from gateway.auth import USER_ID_PATTERN
+from gateway.bench.cli import app as bench
 from gateway.preflight import (
     Finding,
     apps_of,
@@ -182,12 +181,4 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def bench(
-    context: typer.Context,
-    shape: Annotated[str, typer.Argument(help="What is measured, e.g. agree or fanout.")],
-) -> None:
-    """Runs a load test with a progress bar, a table and a plot."""
-    if find_spec("gateway.bench") is None:
-        fail("the load tests are not part of this installation; run from a clone")
-    importlib.import_module("gateway.bench").run(shape, context.args)
+app.add_typer(bench, name="bench")

@@ -1,0 +1,283 @@
+"""The shape `agree`: streamers agree on their sockets, viewers hear of it on theirs.
+
+Three rows: at a fixed rate, where the latency is what counts; flat out over distinct sessions,
+where the transactions a second count; and, when asked for, one hot session whose viewers all
+invite at once and are all answered at once. Invitations are made before the clock runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from gateway.bench.parties import Answer, Pair, Parties, Party, each, invitation, parties_of, show
+from gateway.bench.results import Row, measures_of, percentile
+from gateway.bench.stage import CpuWatch, IdleWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from gateway.bench.results import Report
+    from gateway.bench.stage import Plan, Stage
+    from gateway.bench.target import GatewayTarget
+
+_PUSH_DEADLINE_S: Final = 5.0
+# Sent later than this after its turn, an agree says more about the generator than the gateway.
+_LATE_S: Final = 0.02
+_MIB: Final = 1024 * 1024
+
+Repeat = list[tuple[str, float, int]]
+
+
+class AgreeOptions(msgspec.Struct, frozen=True):
+    """The load.
+
+    Attributes:
+        rate: Agrees a second of the row with a fixed rate.
+        in_flight: Unanswered agrees of the row that runs flat out.
+        pairs: Agrees of one repeat that runs flat out, each in a session of its own.
+        callers: Viewers of the hot session; 0 leaves that row out.
+    """
+
+    rate: float
+    in_flight: int
+    pairs: int
+    callers: int
+
+
+def pairs_needed(plan: Plan, options: AgreeOptions) -> int:
+    """How many streamers with a viewer each the largest row needs."""
+    return max(
+        options.pairs, _paced_count(plan.seconds, options), _paced_count(plan.warmup_s, options)
+    )
+
+
+def _paced_count(seconds: float, options: AgreeOptions) -> int:
+    return max(1, math.ceil(options.rate * seconds)) if seconds else 0
+
+
+class Agreed:
+    """The latencies of one repeat's agrees.
+
+    Attributes:
+        late_s: The longest that an agree was sent after its turn.
+    """
+
+    def __init__(self) -> None:
+        self.replies_s: list[float] = []
+        self.pushes_s: list[float] = []
+        self.late_s = 0.0
+
+    async def agree(self, pair: Pair) -> None:
+        """Agrees on a pair's invitation, and waits for the reply and the viewer's push."""
+        sent_at_s = time.monotonic()
+        answer = await pair.streamer.command("client-goal.agree", goal_id=pair.goal_id)
+        self.replies_s.append(answer.latency_s)
+        try:
+            async with asyncio.timeout(_PUSH_DEADLINE_S):
+                await pair.authorized.wait()
+        except TimeoutError:
+            return  # lost: it is missing among `pushes_s`
+        self.pushes_s.append(pair.authorized_at_s - sent_at_s)
+
+    async def paced(self, pairs: Sequence[Pair], rate: float) -> None:
+        """Agrees on all pairs, evenly spread, without waiting for the one before."""
+        started_s = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for index, pair in enumerate(pairs):
+                turn_s = started_s + index / rate
+                await asyncio.sleep(turn_s - time.monotonic())
+                self.late_s = max(self.late_s, time.monotonic() - turn_s)
+                group.create_task(self.agree(pair))
+
+    async def flat_out(self, pairs: Sequence[Pair], in_flight: int) -> None:
+        """Agrees on all pairs, the next as soon as one of `in_flight` is done."""
+        await each([partial(self.agree, pair) for pair in pairs], _nothing, in_flight)
+
+
+class Watch:
+    """CPU of server and generator during one repeat."""
+
+    def __init__(self, target: GatewayTarget) -> None:
+        self._target = target
+        self._before = target.usage()
+        self._generator, self._idle = CpuWatch(), IdleWatch()
+        self._started_s = time.monotonic()
+
+    def repeat(self, stage: Stage, row: str, transactions: int, found: Repeat) -> Repeat:
+        """What was found, with what it cost; doubts it when the generator was the limit."""
+        elapsed_s = time.monotonic() - self._started_s
+        after = self._target.usage()
+        server_s = after.cpu_s - self._before.cpu_s
+        share = self._generator.share()
+        stage.doubts.generator_share(row, share)
+        stage.doubts.idle_share(row, self._idle.share())
+        return [
+            ("transactions/s", transactions / elapsed_s, 1),
+            *found,
+            ("server CPU ms/transaction", server_s / transactions * 1e3, 2),
+            ("server CPU %", server_s / elapsed_s * 100, 0),
+            ("generator CPU %", share * 100, 0),
+            ("server MiB", after.resident_bytes / _MIB, 0),
+        ]
+
+
+async def run(target: GatewayTarget, stage: Stage, options: AgreeOptions) -> Report:
+    """Runs the shape.
+
+    Raises:
+        BenchError: It can't be measured; a lost push is no error, it is in the report.
+    """
+    plan = stage.plan
+    async with parties_of(target) as parties:
+        rows = AgreeRows(target, stage, options, parties)
+        await rows.open(pairs_needed(plan, options))
+        done = [await rows.paced(), await rows.flat_out()]
+        if options.callers:
+            done.append(await rows.hot())
+    ratio = rows.delivered / rows.agreed
+    return stage.report("agree", target.name, options, done, ratio)
+
+
+class AgreeRows:
+    """The rows of one run, over the same streamers and viewers.
+
+    Attributes:
+        agreed: Agrees that were answered, in all measured repeats.
+        delivered: Those of which the viewer heard.
+    """
+
+    def __init__(
+        self, target: GatewayTarget, stage: Stage, options: AgreeOptions, parties: Parties
+    ) -> None:
+        self._target = target
+        self._stage = stage
+        self._options = options
+        self._parties = parties
+        self._pairs: list[Pair] = []
+        self.agreed = 0
+        self.delivered = 0
+
+    async def open(self, pairs: int) -> None:
+        """Connects everybody and lets the viewers invite."""
+        bar = self._stage.progress.add_task("inviting", total=pairs)
+        advance = partial(self._stage.progress.advance, bar)
+        self._pairs = await each([self._parties.pair] * pairs, advance)
+
+    async def _measured(self, row: str, pairs: Sequence[Pair], rate: float | None) -> Repeat:
+        """Agrees on these pairs, at a rate or flat out, and lets them invite again."""
+        agreed = Agreed()
+        watch = Watch(self._target)
+        if rate is None:
+            await agreed.flat_out(pairs, self._options.in_flight)
+        else:
+            await agreed.paced(pairs, rate)
+            if agreed.late_s > _LATE_S:
+                self._stage.doubts.add(
+                    f"{row}: an agree was sent {agreed.late_s * 1e3:.0f} ms late"
+                )
+        repeat = watch.repeat(self._stage, row, len(pairs), _latencies(agreed))
+        self.agreed += len(agreed.replies_s)
+        self.delivered += len(agreed.pushes_s)
+        bar = self._stage.progress.add_task("next round", total=len(pairs))
+        await each(
+            [pair.play_and_invite for pair in pairs],
+            partial(self._stage.progress.advance, bar),
+        )
+        self._stage.progress.remove_task(bar)
+        return repeat
+
+    async def paced(self) -> Row:
+        """Agrees at the fixed rate."""
+        plan, rate = self._stage.plan, self._options.rate
+        name = f"{rate:g} a second"
+        warmup = self._pairs[: _paced_count(plan.warmup_s, self._options)]
+        pairs = self._pairs[: _paced_count(plan.seconds, self._options)]
+        return await self._row(name, warmup, pairs, rate)
+
+    async def flat_out(self) -> Row:
+        """Agrees as fast as the gateway answers."""
+        pairs = self._pairs[: self._options.pairs]
+        warmup = pairs[: self._options.in_flight] if self._stage.plan.warmup_s else []
+        return await self._row("flat out", warmup, pairs, None)
+
+    async def _row(
+        self, name: str, warmup: Sequence[Pair], pairs: Sequence[Pair], rate: float | None
+    ) -> Row:
+        bar = self._stage.progress.add_task(name, total=self._stage.plan.repeats)
+        if warmup:
+            await self._measured(name, warmup, rate)
+        repeats = []
+        for _ in range(self._stage.plan.repeats):
+            repeats.append(await self._measured(name, pairs, rate))
+            self._stage.progress.advance(bar)
+        return Row(name, measures_of(repeats))
+
+    async def hot(self) -> Row:
+        """Everybody on one session: all invite at once, all are answered at once."""
+        plan, callers = self._stage.plan, self._options.callers
+        bar = self._stage.progress.add_task("hot session", total=plan.repeats)
+        streamer = await self._parties.party("streamer")
+        session_id = await self._parties.session(streamer)
+        viewers = await each([partial(self._parties.party, "viewer")] * callers, _nothing)
+        if plan.warmup_s:
+            await hot_round(streamer, viewers, session_id)
+        repeats = []
+        for _ in range(plan.repeats):
+            watch, latencies_s, rounds = Watch(self._target), list[float](), 0
+            until_s = time.monotonic() + plan.seconds
+            while not rounds or time.monotonic() < until_s:
+                latencies_s += await hot_round(streamer, viewers, session_id)
+                rounds += 1
+            found: Repeat = [
+                ("reply p50 ms", percentile(latencies_s, 50) * 1e3, 2),
+                ("reply p99 ms", percentile(latencies_s, 99) * 1e3, 2),
+            ]
+            name = f"hot, {callers} callers"
+            repeats.append(watch.repeat(self._stage, name, len(latencies_s), found))
+            self._stage.progress.advance(bar)
+        return Row(f"hot, {callers} callers", measures_of(repeats))
+
+
+async def hot_round(streamer: Party, viewers: Sequence[Party], session_id: str) -> list[float]:
+    """One round on the hot session; every command in it is a transaction on the same document.
+
+    The streamer disagrees with all but one and agrees with that one last: an agree would supersede
+    the other invitations, and then their answers were refusals without a transaction.
+
+    Returns:
+        The latency of each command, the show's start and finish among them.
+    """
+    invited = await _at_once([partial(invitation, viewer, session_id) for viewer in viewers])
+    goal_ids = [answer.goal_id for answer in invited]
+    refused = await _at_once(
+        [
+            partial(streamer.command, "client-goal.disagree", goal_id=goal_id)
+            for goal_id in goal_ids[1:]
+        ]
+    )
+    agreed = await streamer.command("client-goal.agree", goal_id=goal_ids[0])
+    shown = await show(streamer, goal_ids[0])
+    return [answer.latency_s for answer in [*invited, *refused, agreed, *shown]]
+
+
+async def _at_once(works: Sequence[Callable[[], Awaitable[Answer]]]) -> list[Answer]:
+    return await each(works, _nothing, len(works))
+
+
+def _latencies(agreed: Agreed) -> Repeat:
+    return [
+        ("authorized p50 ms", percentile(agreed.pushes_s, 50) * 1e3, 2),
+        ("authorized p99 ms", percentile(agreed.pushes_s, 99) * 1e3, 2),
+        ("reply p50 ms", percentile(agreed.replies_s, 50) * 1e3, 2),
+        ("reply p99 ms", percentile(agreed.replies_s, 99) * 1e3, 2),
+    ]
+
+
+def _nothing() -> None:
+    pass

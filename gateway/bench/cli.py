@@ -1,0 +1,216 @@
+"""`duet bench SHAPE`: the registry of shapes, each a command with the options that it has."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gateway.bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from gateway.bench.results import Report
+    from gateway.bench.stage import Stage
+    from gateway.bench.target import GatewayTarget
+
+app = typer.Typer(
+    help="Load tests on a real gateway, MongoDB and Redis: progress bar, table, JSON, plot.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+# What every shape can be told.
+_Repeats = Annotated[int, typer.Option(min=1, max=1000, help="Measured repeats of each row.")]
+_Seconds = Annotated[
+    float, typer.Option(min=0.05, max=3600, help="At least so long is each repeat, in seconds.")
+]
+_Warmup = Annotated[
+    float, typer.Option(min=0, max=600, help="Seconds before each row that are not measured.")
+]
+_Json = Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")]
+_Plot = Annotated[Path | None, typer.Option("--plot", help="Write a plot: .png, .svg or .pdf.")]
+_MongoDB = Annotated[
+    str | None,
+    typer.Option(envvar="DUET_MONGODB_URL", help="A replica set, instead of an embedded one."),
+]
+_Redis = Annotated[
+    str | None, typer.Option(envvar="DUET_REDIS_URL", help="A Redis, instead of an embedded one.")
+]
+
+Shape = Callable[["GatewayTarget", "Stage"], Coroutine[Any, Any, "Report"]]
+
+
+@app.command()
+def fanout(
+    sockets: Annotated[
+        int, typer.Option(min=1, max=60_000, help="Subscribers of the one channel.")
+    ] = 1000,
+    burst: Annotated[
+        list[int], typer.Option(min=1, max=1024, help="Publications outstanding; repeatable.")
+    ] = [1, 8, 64],  # noqa: B006 - typer copies it
+    event_bytes: Annotated[
+        int, typer.Option(min=64, max=60_000, help="Length of an event as a subscriber gets it.")
+    ] = 300,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Processes that count; default: cores - 1, at most 4."),
+    ] = None,
+    repeats: _Repeats = 5,
+    seconds: _Seconds = 1.0,
+    warmup: _Warmup = 0.5,
+    json_file: _Json = None,
+    plot_file: _Plot = None,
+    mongodb_url: _MongoDB = None,
+    redis_url: _Redis = None,
+) -> None:
+    """Deliveries a second and CPU per delivery of one public channel with many sockets."""
+    from gateway.bench import fanout as shape
+    from gateway.bench.stage import Plan
+
+    options = shape.FanoutOptions(
+        sockets=sockets,
+        bursts=tuple(sorted(set(burst))),
+        event_bytes=event_bytes,
+        processes=min(processes or max(1, min(4, (os.cpu_count() or 2) - 1)), sockets),
+    )
+    _run(
+        lambda target, stage: shape.run(target, stage, options),
+        Plan(repeats=repeats, seconds=seconds, warmup_s=warmup),
+        sockets=sockets,
+        json_file=json_file,
+        plot_file=plot_file,
+        mongodb_url=mongodb_url,
+        redis_url=redis_url,
+    )
+
+
+@app.command()
+def agree(
+    rate: Annotated[
+        float, typer.Option(min=0.1, max=10_000, help="Agrees a second, evenly spread.")
+    ] = 50,
+    in_flight: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Agrees in flight when run flat out.")
+    ] = 64,
+    pairs: Annotated[
+        int,
+        typer.Option(min=1, max=20_000, help="Streamers with a viewer each, agreed flat out."),
+    ] = 500,
+    hot: Annotated[
+        bool, typer.Option("--hot", help="Also: one session whose 64 viewers all ask at once.")
+    ] = False,
+    callers: Annotated[int, typer.Option(min=2, max=1000, help="Viewers of the hot session.")] = 64,
+    repeats: _Repeats = 3,
+    seconds: _Seconds = 5.0,
+    warmup: _Warmup = 1.0,
+    json_file: _Json = None,
+    plot_file: _Plot = None,
+    mongodb_url: _MongoDB = None,
+    redis_url: _Redis = None,
+) -> None:
+    """Latency of agree to `stream.authorized`, and agree transactions a second."""
+    from gateway.bench import agree as shape
+    from gateway.bench.stage import Plan
+
+    options = shape.AgreeOptions(
+        rate=rate, in_flight=in_flight, pairs=pairs, callers=callers if hot else 0
+    )
+    plan = Plan(repeats=repeats, seconds=seconds, warmup_s=warmup)
+    _run(
+        lambda target, stage: shape.run(target, stage, options),
+        plan,
+        sockets=2 * shape.pairs_needed(plan, options) + callers,
+        json_file=json_file,
+        plot_file=plot_file,
+        mongodb_url=mongodb_url,
+        redis_url=redis_url,
+    )
+
+
+def _run(
+    shape: Shape,
+    plan: Any,
+    *,
+    sockets: int,
+    json_file: Path | None,
+    plot_file: Path | None,
+    mongodb_url: str | None,
+    redis_url: str | None,
+) -> None:
+    """Starts everything, runs the shape, shows what it found; exit code 1 on errors and losses."""
+    from gateway.bench.show import plot_report, print_report
+    from persistence.embedded import EmbeddedError
+    from persistence.errors import StoreUnavailable
+
+    fault: BaseException | None = None
+    try:
+        _check_files(json_file, plot_file)
+        report = _measured(shape, plan, sockets, mongodb_url, redis_url)
+        print_report(report)
+        if json_file is not None:
+            json_file.write_bytes(report.json())
+        if plot_file is not None:
+            plot_report(report, plot_file)
+        if report.delivery_ratio < 1:
+            fault = BenchError("not everything was delivered")
+    except* (BenchError, EmbeddedError, StoreUnavailable) as errors:
+        fault = _first(errors)
+    if fault is not None:
+        typer.echo(f"duet: {' '.join(str(fault).split())}", err=True)
+        raise SystemExit(1)
+
+
+def _check_files(json_file: Path | None, plot_file: Path | None) -> None:
+    """Finds out before a run of minutes that its results can't be written after it.
+
+    Raises:
+        BenchError: A file can't be written, or not as a plot.
+    """
+    from gateway.bench.show import check_plot_file
+
+    for file in filter(None, (json_file, plot_file)):
+        if file.is_dir() or not os.access(
+            file if file.exists() else file.absolute().parent, os.W_OK
+        ):
+            raise BenchError(f"{file} can't be written")
+    if plot_file is not None:
+        check_plot_file(plot_file)
+
+
+def _measured(
+    shape: Shape, plan: Any, sockets: int, mongodb_url: str | None, redis_url: str | None
+) -> "Report":
+    from gateway.bench.loop import run
+    from gateway.bench.show import progress_bar
+    from gateway.bench.stage import Stage
+    from gateway.bench.target import running_gateway_process
+    from gateway.bench.usage import allow_files
+    from persistence.embedded import start_embedded
+    from persistence.scratch import drop_database
+
+    allow_files(sockets)
+    database = f"duet_bench_{secrets.token_hex(4)}"
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(progress_bar())
+        starting = progress.add_task("starting", total=2)
+        servers = stack.enter_context(start_embedded(mongodb_url=mongodb_url, redis_url=redis_url))
+        progress.advance(starting)
+        if servers.mongodb is None:
+            # Somebody else's MongoDB stays as it was.
+            stack.callback(drop_database, servers.mongodb_url, database)
+        target = stack.enter_context(
+            running_gateway_process(servers.mongodb_url, database, servers.redis_url)
+        )
+        progress.advance(starting)
+        return run(shape(target, Stage(plan, progress)))
+
+
+def _first(error: BaseException) -> BaseException:
+    """The fault inside nested groups that a person can do something about."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
