@@ -14,6 +14,7 @@ import structlog
 from gateway.broker import BrokerUnavailable, Publication
 from gateway.frames import push_body
 from persistence.errors import StoreError
+from persistence.faults import Step, reached
 from persistence.intents import Delivery, Done, Refused
 from persistence.outbox import DeliveryFailed, Outbox
 from statemachine.receivers import (
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 # Run by the commit's own process before the reply, so that the outbox need not run it again.
-_DROPPED_BEFORE_REPLY = frozenset({"invalidate_get_session_token_view_cache"})
+_PASS_DROPPER = "invalidate_get_session_token_view_cache"
+_DROPPED_BEFORE_REPLY = frozenset({_PASS_DROPPER})
 _CLAIM_LIMIT = 64
 _DELIVERIES_AT_ONCE = 16
 _PUBLICATIONS_AT_ONCE = 500
@@ -108,9 +110,11 @@ class Deliverer:
         ran: frozenset[str] = frozenset()
         if not done.deliveries:
             return
+        reached(Step.BEFORE_RECEIVER, _PASS_DROPPER)
         try:
             async with asyncio.timeout(self._cache_deadline_s):
                 await self._passes.drop(done.session_id)
+            reached(Step.AFTER_RECEIVER, _PASS_DROPPER)
             ran = _DROPPED_BEFORE_REPLY
         except (BrokerUnavailable, TimeoutError) as error:
             _log.warning("pass_cache_not_dropped", session=done.session_id, why=str(error))
@@ -245,6 +249,7 @@ class Deliverer:
             _log.info("deadline_was_over", goal=str(due.goal_id), code=answer.code)
             return
         await self.after_commit(answer)
+        reached(Step.BEFORE_REPLY, due.command)
 
     async def _follow_time(self) -> None:
         while True:

@@ -172,6 +172,7 @@ class GoalCommands:
             return CommandError.of(ErrorCode.UNAVAILABLE)
         await self._deliverer.after_commit(Done({}, session_id, deliveries))
         await self._deliverer.stream_changed(identity.user_id)
+        reached(Step.BEFORE_REPLY, CommandName.CLOSE)
         return msgspec.json.encode(session_view(ended))
 
     async def session_token(self, session_id: str, identity: Identity) -> bytes | CommandError:

@@ -309,6 +309,7 @@ class Goals:
             written = await self._store.goals.bulk_write(updates, ordered=False)
             if written.matched_count != len(updates):
                 raise Conflict
+            reached(Step.IN_TRANSACTION, command)
             await self._store.escrow.insert_many(ledger)
         return deliveries
 

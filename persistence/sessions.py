@@ -9,6 +9,7 @@ from pymongo.errors import DuplicateKeyError
 
 from persistence.documents import Session, SessionUser
 from persistence.errors import Conflict, StoreUnavailable
+from persistence.faults import Step, reached
 from persistence.goals import object_id
 from statemachine.goal import CommandName, GoalState
 
@@ -67,6 +68,7 @@ class Sessions:
         """
         assert session.id is not None
         session_id = session.id
+        reached(Step.BEFORE_LOAD, CommandName.CLOSE)
         async with (
             self._store.reading(),
             self._store.session_lock(session_id),
@@ -78,6 +80,7 @@ class Sessions:
                 if not current.active:
                     return current, ()
                 now = self._store.clock.now()
+                reached(Step.AFTER_DECIDE, CommandName.CLOSE)
 
                 async def body(current: Session = current, now: Any = now) -> list[Delivery]:
                     updated = await self._store.sessions.update_one(
@@ -86,6 +89,7 @@ class Sessions:
                     )
                     if updated.matched_count == 0:
                         raise Conflict
+                    reached(Step.IN_TRANSACTION, CommandName.CLOSE)
                     standing = await self._store.goals.find(
                         {
                             "conditions.session_id": session_id,
@@ -93,14 +97,17 @@ class Sessions:
                         },
                         {"_id": True},
                     ).to_list()
-                    return await self._goals.decline_all(
+                    deliveries = await self._goals.decline_all(
                         [goal["_id"] for goal in standing], CommandName.CLOSE, current, now
                     )
+                    reached(Step.BEFORE_COMMIT, CommandName.CLOSE)
+                    return deliveries
 
                 try:
                     deliveries = await self._store.transact(body)
                 except Conflict:
                     continue
+                reached(Step.AFTER_COMMIT, CommandName.CLOSE)
                 ended = current.model_copy(
                     update={"active": False, "ended_at": now, "version": current.version + 1}
                 )
