@@ -199,12 +199,13 @@ def _measured(
         starting = progress.add_task("starting", total=2)
         servers = stack.enter_context(start_embedded(mongodb_url=mongodb_url, redis_url=redis_url))
         progress.advance(starting)
-        if servers.mongodb is None:
-            # Somebody else's MongoDB stays as it was.
-            stack.callback(drop_database, servers.mongodb_url, database)
+        afterwards = stack.enter_context(contextlib.ExitStack())
         target = stack.enter_context(
             running_gateway_process(servers.mongodb_url, database, servers.redis_url)
         )
+        if servers.mongodb is None:
+            # Somebody else's MongoDB is left as it was, once the gateway has ended.
+            afterwards.callback(drop_database, servers.mongodb_url, database)
         progress.advance(starting)
         return run(shape(target, Stage(plan, progress)))
 

@@ -73,7 +73,9 @@ class HttpConnection(asyncio.Protocol):
         return self._answer
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connection; nobody waits for an answer any more."""
+        if self._answer is not None:
+            self._answer.cancel()
         if self._transport is not None:
             self._transport.abort()
 

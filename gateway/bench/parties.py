@@ -48,6 +48,7 @@ class Party:
         self._numbers = itertools.count(1)
         self._asked: dict[str, asyncio.Future[tuple[dict[str, Any], float]]] = {}
         socket.on_event["goal.reply"] = self._replied
+        socket.on_fault = self._lost
 
     @classmethod
     async def join(cls, target: GatewayTarget, user_id: str, role: str) -> Party:
@@ -70,6 +71,12 @@ class Party:
         asked = self._asked.pop(reply["request_id"], None)
         if asked is not None and not asked.done():
             asked.set_result((reply, self.socket.arrived_at_s))
+
+    def _lost(self, error: BenchError) -> None:
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_exception(error)
+        self._asked.clear()
 
     async def command(self, name: str, **data: Any) -> Answer:
         """Sends a command and waits for its `goal.reply`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
     from gateway.bench.results import Report
 
-_PANEL_HEIGHT_IN: Final = 2.4
+_PLOT_WIDTH_IN: Final = 10
+_TITLE_HEIGHT_IN: Final = 0.5
+_PANEL_HEIGHT_IN: Final = 0.7
+_BAR_HEIGHT_IN: Final = 0.25
 # A pipe or a file has no width of its own, and 80 columns would cut figures.
 _FILE_WIDTH: Final = 120
 
@@ -87,23 +91,44 @@ def plot_report(report: Report, file: Path) -> None:
     """Writes a picture with a panel for each quantity: medians as bars, the spread as whiskers."""
     from matplotlib.figure import Figure
 
-    panels = [name for name in report.measure_names() if _bars(report, name)[0]]
-    figure = Figure(figsize=(8, _PANEL_HEIGHT_IN * len(panels)), layout="constrained")
-    for index, name in enumerate(panels):
-        labels, medians, below, above = _bars(report, name)
-        axes = figure.add_subplot(len(panels), 1, index + 1)
-        axes.barh(labels, medians, xerr=(below, above), color="#4c78a8", capsize=3)
+    panels = [bars for name in report.measure_names() if (bars := _bars(report, name))]
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    height_in = _TITLE_HEIGHT_IN + lines * (_PANEL_HEIGHT_IN + _BAR_HEIGHT_IN * len(report.rows))
+    figure = Figure(figsize=(_PLOT_WIDTH_IN, height_in), layout="constrained")
+    for index, bars in enumerate(panels):
+        axes = figure.add_subplot(lines, columns, index + 1)
+        axes.barh(
+            bars.rows, bars.medians, xerr=(bars.below, bars.above), color="#4c78a8", capsize=3
+        )
         axes.invert_yaxis()
-        axes.set_title(name, loc="left", fontsize=10)
+        axes.set_title(bars.name, loc="left", fontsize=10)
         axes.grid(visible=True, axis="x", alpha=0.3)
     figure.suptitle(f"{report.target}: {report.shape}, {report.started_at}")
     figure.savefig(file)
 
 
-def _bars(report: Report, name: str) -> tuple[list[str], list[float], list[float], list[float]]:
-    """Row names, medians, and how far the repeats reach below and above them."""
+@dataclass(frozen=True, slots=True)
+class _Bars:
+    """One panel: the medians of a quantity, and how far the repeats reach below and above them."""
+
+    name: str
+    rows: list[str]
+    medians: list[float]
+    below: list[float]
+    above: list[float]
+
+
+def _bars(report: Report, name: str) -> _Bars | None:
+    """The panel of a quantity; None when there is nothing to compare it with."""
     found = [(row.name, measure) for row in report.rows if (measure := row.measure(name))]
-    medians = [measure.median for _, measure in found]
-    below = [measure.median - min(measure.values) for _, measure in found]
-    above = [max(measure.values) - measure.median for _, measure in found]
-    return [row_name for row_name, _ in found], medians, below, above
+    if len(found) == 1 < len(report.rows):
+        return None
+    measures = [measure for _, measure in found]
+    return _Bars(
+        name,
+        rows=[row for row, _ in found],
+        medians=[measure.median for measure in measures],
+        below=[measure.median - min(measure.values) for measure in measures],
+        above=[max(measure.values) - measure.median for measure in measures],
+    )

@@ -142,7 +142,7 @@ class GatewayTarget:
     def last_words(self) -> str:
         """The last line of the process's log."""
         lines = self._process.log_text().strip().splitlines()
-        return lines[-1] if lines else "it wrote nothing"
+        return lines[-1].removeprefix("duet: ") if lines else "it wrote nothing"
 
     def _is_ready(self) -> bool:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=2)

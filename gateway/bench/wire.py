@@ -136,6 +136,7 @@ class BenchSocket(asyncio.Protocol):
 
     Attributes:
         on_event: event name -> what is called with each such message; others are dropped.
+        on_fault: What is called once, when the socket can't be used any more.
         arrived_at_s: When the bytes that are being read now arrived, in monotonic seconds.
     """
 
@@ -147,6 +148,7 @@ class BenchSocket(asyncio.Protocol):
         self._fault: BenchError | None = None
         self._transport: asyncio.Transport | None = None
         self.on_event: dict[str, Callable[[Message], None]] = {}
+        self.on_fault: Callable[[BenchError], None] | None = None
         self.arrived_at_s = 0.0
 
     @property
@@ -194,8 +196,9 @@ class BenchSocket(asyncio.Protocol):
         self._fail(BenchError(f"the server closed a socket{f': {exc}' if exc else ''}"))
 
     def _fail(self, error: BenchError) -> None:
-        if self._fault is None:
-            self._fault = error
+        if self._fault is not None:
+            return
+        self._fault = error
         for awaited in self._awaited.values():
             if not awaited.done():
                 awaited.set_exception(self._fault)
@@ -203,6 +206,8 @@ class BenchSocket(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
+        if self.on_fault is not None:
+            self.on_fault(error)
 
     def expect(self, event: str) -> asyncio.Future[Message]:
         """The next message of that event; ask before sending what causes it."""
