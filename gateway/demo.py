@@ -22,6 +22,7 @@ from rich.console import Console
 from gateway.apps import DEMO_APP, Apps
 from gateway.demo_page import page_routes
 from gateway.demo_play import PlayError, play
+from gateway.preflight import check_servers
 from gateway.server import running_gateway
 from gateway.settings import DEMO_JWT_SECRET, Settings, load_settings
 from gateway.telemetry import configure_logging
@@ -74,6 +75,8 @@ def run(
         serving = _Demo(console, exit_after_play=exit_after_play)
 
         async def main() -> None:
+            if given.mongodb_url or given.redis_url:
+                await _check_servers(settings)
             async with running_gateway(settings, Apps([DEMO_APP]), routes=routes) as gateway:
                 await serving.show(gateway)
 
@@ -156,6 +159,17 @@ def _check_port(host: str, port: int) -> None:
             ) from None
         why = error.strerror or str(error)
         raise StartError(f"port {port} on {host} can't be used: {why}") from None
+
+
+async def _check_servers(settings: Settings) -> None:
+    """Finds out about servers that are not our own.
+
+    Raises:
+        StartError: One can't be reached, or is none that Duet can use.
+    """
+    for finding in await check_servers(settings):
+        if finding.fatal:
+            raise StartError(f"{finding.what}: {finding.text}")
 
 
 @contextlib.contextmanager
