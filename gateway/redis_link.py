@@ -315,7 +315,7 @@ class _Batch:
 
     __slots__ = ("answers", "count", "done")
 
-    def __init__(self, count: int, done: asyncio.Future[list[Answer]]) -> None:
+    def __init__(self, count: int, done: asyncio.Future[list[Answer]] | None) -> None:
         self.count = count
         self.answers: list[Answer] = []
         self.done = done
@@ -324,14 +324,36 @@ class _Batch:
 class RedisCommands:
     """Runs commands over one supervised link."""
 
-    __slots__ = ("_supervisor", "_timeout_s", "_waiting")
+    __slots__ = ("_scripts", "_supervisor", "_timeout_s", "_waiting")
 
     def __init__(self, address: RedisAddress, timeout_s: float) -> None:
         self._timeout_s = timeout_s
+        self._scripts: list[Script] = []
         self._waiting: deque[_Batch] = deque()
         self._supervisor = Supervisor(
-            address, "commands", timeout_s, self._on_answer, lambda _link: None, self._on_down
+            address, "commands", timeout_s, self._on_answer, self._on_up, self._on_down
         )
+
+    def use_scripts(self, *scripts: Script) -> None:
+        """Loads these scripts now and on every new link, before anything else is sent there.
+
+        Calls then take effect in the order they are made: none has to be repeated because its
+        script was missing, after others that were made later.
+        """
+        self._scripts += scripts
+        for script in scripts:
+            self.post(packed("SCRIPT", "LOAD", script.source))
+
+    def _on_up(self, _link: RedisLink) -> None:
+        for script in self._scripts:
+            self.post(packed("SCRIPT", "LOAD", script.source))
+
+    def post(self, command: bytes) -> None:
+        """Sends one packed command without waiting for its answer; does nothing without a link."""
+        link = self._supervisor.link
+        if link is not None:
+            self._waiting.append(_Batch(1, None))
+            link.send(command)
 
     async def start(self, tasks: Tasks) -> None:
         """Begins to connect and waits for the outcome of the first attempt."""
@@ -361,12 +383,12 @@ class RedisCommands:
             raise BrokerUnavailable("Redis can't be reached")
         if len(self._waiting) >= _WAITING_MAX:
             raise BrokerUnavailable("Redis has not answered thousands of commands")
-        batch = _Batch(count, asyncio.get_running_loop().create_future())
-        self._waiting.append(batch)
+        done: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Batch(count, done))
         link.send(commands)
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await batch.done
+                return await done
         except TimeoutError:
             raise BrokerUnavailable("Redis does not answer") from None
 
@@ -384,8 +406,8 @@ class RedisCommands:
     ) -> list[Answer]:
         """Runs a Lua script once for each of `calls`, in one pipeline.
 
-        Redis forgets its scripts when it restarts; then the script is loaded and the calls that
-        found it missing, which are all of them, are made again.
+        After a `SCRIPT FLUSH` by someone else the calls that found the script missing, which are
+        all of them, are made again.
 
         Raises:
             BrokerUnavailable: As `run`, or Redis refused a call; others may have been executed.
@@ -408,13 +430,16 @@ class RedisCommands:
         batch.answers.append(answer)
         if len(batch.answers) == batch.count:
             self._waiting.popleft()
-            if not batch.done.done():
+            if batch.done is None:
+                if isinstance(answer, hiredis.ReplyError):
+                    log.error("redis_refused", error=str(answer))
+            elif not batch.done.done():
                 batch.done.set_result(batch.answers)
 
     def _on_down(self) -> None:
         waiting, self._waiting = self._waiting, deque()
         for batch in waiting:
-            if not batch.done.done():
+            if batch.done is not None and not batch.done.done():
                 batch.done.set_exception(BrokerUnavailable("Redis closed the connection"))
 
 

@@ -88,6 +88,7 @@ class RedisPresence:
         node_lease_s: float,
     ) -> None:
         self._commands = commands
+        commands.use_scripts(_JOIN, _LEAVE, _RENEW, _BURY)
         self._prefix = prefix
         self._node_id = node_id
         self._max_members = max_members

@@ -1,0 +1,392 @@
+"""What every broker promises, over memory and over Redis; then what Redis alone can go through."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis.asyncio
+
+from gateway.broker import BrokerUnavailable, MemoryBroker, MemoryBus, Publication
+from gateway.redis_broker import HEARTBEAT_MAX_S, RedisBroker
+from persistence.embedded_redis import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from gateway.broker import Broker
+    from persistence.embedded_process import ServerGuard
+
+PATIENCE_S = 10.0
+
+
+@dataclass
+class Listener:
+    """What one node's broker has brought it."""
+
+    broker: Broker
+    publications: list[tuple[str, str, bytes, str | None]] = field(default_factory=list)
+    controls: list[bytes] = field(default_factory=list)
+    gaps: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def start(self) -> None:
+        """Starts the broker with this listener's callbacks."""
+        await self.broker.start(self._publication, self._control, self._gap)
+
+    def _publication(self, app_id: str, channel: str, body: bytes, excluded: str | None) -> None:
+        self.publications.append((app_id, channel, body, excluded))
+        self.changed.set()
+
+    def _control(self, body: bytes) -> None:
+        self.controls.append(body)
+        self.changed.set()
+
+    def _gap(self) -> None:
+        self.gaps += 1
+        self.changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Waits for a callback that makes the condition hold."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def got(self, count: int) -> list[bytes]:
+        """The first `count` bodies, once they are there."""
+        await self.until(lambda: len(self.publications) >= count)
+        return [body for _, _, body, _ in self.publications]
+
+
+@contextlib.asynccontextmanager
+async def redis_brokers(url: str, timeout_s: float = 1.0) -> AsyncIterator[Callable[[], Listener]]:
+    """Makes brokers of one installation and stops them."""
+    prefix = f"test-{secrets.token_hex(6)}"
+    made: list[Listener] = []
+
+    def make() -> Listener:
+        broker = RedisBroker(url, prefix, f"node{len(made)}", timeout_s)
+        made.append(Listener(broker))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for listener in made:
+            await listener.broker.stop()
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def nodes(request: pytest.FixtureRequest) -> AsyncIterator[Callable[[], Awaitable[Listener]]]:
+    """Starts nodes that share a broker."""
+    async with contextlib.AsyncExitStack() as stack:
+        if request.param == "memory":
+            bus = MemoryBus()
+
+            def make() -> Listener:
+                return Listener(MemoryBroker(bus))
+        else:
+            url = request.getfixturevalue("redis_url")
+            make = await stack.enter_async_context(redis_brokers(url))
+
+        async def start() -> Listener:
+            listener = make()
+            await listener.start()
+            stack.push_async_callback(listener.broker.stop)
+            return listener
+
+        yield start
+
+
+Nodes = "Callable[[], Awaitable[Listener]]"
+
+
+async def test_a_publication_reaches_every_subscribed_node_and_no_other(nodes: Nodes) -> None:
+    one, two, other = await nodes(), await nodes(), await nodes()
+    for node in (one, two):
+        await node.broker.subscribe("1", "c")
+    await other.broker.subscribe("1", "d")
+
+    await one.broker.publish([Publication("1", "c", b'{"a":1}', "1.2")])
+    await one.broker.publish([Publication("1", "d", b"{}")])
+
+    await other.got(1)
+    for node in (one, two):
+        assert await node.got(1) == [b'{"a":1}']
+        assert node.publications == [("1", "c", b'{"a":1}', "1.2")]
+    assert other.publications == [("1", "d", b"{}", None)]
+
+
+async def test_apps_do_not_hear_each_other(nodes: Nodes) -> None:
+    node = await nodes()
+    await node.broker.subscribe("1", "c")
+    await node.broker.subscribe("2", "c")
+
+    await node.broker.publish([Publication("2", "c", b"two"), Publication("1", "c", b"one")])
+
+    await node.got(2)
+    assert [(app, body) for app, _, body, _ in node.publications] == [("2", b"two"), ("1", b"one")]
+
+
+async def test_publications_of_a_channel_arrive_in_order_however_they_were_sent(
+    nodes: Nodes,
+) -> None:
+    node, other = await nodes(), await nodes()
+    await other.broker.subscribe("1", "c")
+    bodies = [str(number).encode() for number in range(500)]
+
+    for start in range(0, 500, 50):
+        batch = [Publication("1", "c", body) for body in bodies[start : start + 50]]
+        await node.broker.publish(batch)
+
+    assert await other.got(500) == bodies
+
+
+async def test_the_body_is_carried_byte_for_byte(nodes: Nodes) -> None:
+    node = await nodes()
+    await node.broker.subscribe("1", "c")
+    body = bytes(range(256)) * 300
+
+    await node.broker.publish([Publication("1", "c", body, "123.456")])
+
+    assert await node.got(1) == [body]
+
+
+async def test_nothing_arrives_after_unsubscribe_and_one_may_come_back(nodes: Nodes) -> None:
+    node = await nodes()
+    await node.broker.subscribe("1", "c")
+    await node.broker.subscribe("1", "marker")
+    await node.broker.unsubscribe("1", "c")
+    await node.broker.publish([Publication("1", "c", b"missed")])
+    await node.broker.subscribe("1", "c")
+    await node.broker.publish([Publication("1", "c", b"heard")])
+    await node.broker.publish([Publication("1", "marker", b"end")])
+
+    assert await node.got(2) == [b"heard", b"end"]
+
+
+async def test_subscribing_twice_and_unsubscribing_the_unknown_change_nothing(
+    nodes: Nodes,
+) -> None:
+    node = await nodes()
+    await node.broker.unsubscribe("1", "c")
+    await node.broker.subscribe("1", "c")
+    await node.broker.subscribe("1", "c")
+
+    await node.broker.publish([Publication("1", "c", b"x")])
+    await node.broker.publish([Publication("1", "c", b"y")])
+
+    assert await node.got(2) == [b"x", b"y"]
+
+
+async def test_a_control_message_reaches_every_node_its_sender_included(nodes: Nodes) -> None:
+    one, two = await nodes(), await nodes()
+
+    await one.broker.publish_control(b"drop")
+
+    for node in (one, two):
+        await node.until(lambda node=node: node.controls == [b"drop"])  # type: ignore[misc]
+
+
+async def test_a_started_broker_is_alive_and_a_stopped_one_refuses(nodes: Nodes) -> None:
+    node = await nodes()
+    assert node.broker.alive
+
+    await node.broker.stop()
+
+    assert not node.broker.alive
+    with pytest.raises(BrokerUnavailable):
+        await node.broker.publish([Publication("1", "c", b"x")])
+
+
+async def test_thousands_of_channels_subscribed_at_once_are_all_heard(nodes: Nodes) -> None:
+    node = await nodes()
+    names = [f"c{number}" for number in range(2_000)]
+    await asyncio.gather(*(node.broker.subscribe("1", name) for name in names))
+
+    await node.broker.publish([Publication("1", name, name.encode()) for name in names])
+
+    assert await node.got(2_000) == [name.encode() for name in names]
+
+
+# Redis alone
+
+
+@pytest.fixture
+def own_redis(server_guard: ServerGuard, redis_url: str) -> Iterator[RedisServer]:
+    """A Redis that the test may stop, kill and freeze."""
+    server = RedisServer(server_guard, name=f"redis-{secrets.token_hex(3)}").start()
+    yield server
+    server.process.stop()
+
+
+async def test_a_password_and_a_database_in_the_url_are_used(
+    server_guard: ServerGuard, redis_url: str
+) -> None:
+    name = f"redis-{secrets.token_hex(3)}"
+    server = RedisServer(server_guard, name=name, config={"requirepass": "se/cret"}).start()
+    try:
+        async with redis_brokers(_with_password(server, "se%2Fcret")) as make:
+            node = make()
+            await node.start()
+            await node.broker.subscribe("1", "c")
+            await node.broker.publish([Publication("1", "c", b"x")])
+            assert await node.got(1) == [b"x"]
+        async with redis_brokers(_with_password(server, "wrong"), timeout_s=0.2) as make:
+            node = make()
+            await node.start()
+            assert not node.broker.alive
+            with pytest.raises(BrokerUnavailable):
+                await node.broker.subscribe("1", "c")
+    finally:
+        server.process.stop()
+
+
+async def test_a_lost_connection_is_made_again_with_every_subscription_and_a_gap(
+    redis_url: str,
+) -> None:
+    async with redis_brokers(redis_url) as make, _admin(redis_url) as admin:
+        node, other = make(), make()
+        await node.start()
+        await other.start()
+        for name in ("a", "b"):
+            await node.broker.subscribe("1", name)
+        assert node.gaps == 0
+
+        await admin.client_kill_filter(_type="pubsub")
+        await admin.client_kill_filter(_type="normal", skipme=True)
+        await node.until(lambda: node.gaps == 1)
+        await other.until(lambda: other.gaps == 1)
+        await _until_accepted(other, [Publication("1", n, n.encode()) for n in ("a", "b")])
+
+        assert (await node.got(2))[-2:] == [b"a", b"b"]
+        await node.broker.subscribe("1", "new")
+
+
+async def test_a_restarted_redis_is_found_again(own_redis: RedisServer) -> None:
+    async with redis_brokers(own_redis.url, timeout_s=0.3) as make:
+        node = make()
+        await node.start()
+        await node.broker.subscribe("1", "c")
+        own_redis.process.kill()
+        with pytest.raises(BrokerUnavailable):
+            while True:
+                await node.broker.publish([Publication("1", "c", b"x")])
+        with pytest.raises(BrokerUnavailable):
+            await node.broker.subscribe("1", "d")
+
+        own_redis.start()
+        await node.until(lambda: node.gaps == 1)
+        node.publications.clear()
+        await _until_accepted(node, [Publication("1", "c", b"back"), Publication("1", "d", b"no")])
+
+        assert await node.got(1) == [b"back"]
+        assert node.broker.alive
+
+
+async def test_a_node_that_starts_before_redis_works_once_redis_is_there(
+    own_redis: RedisServer,
+) -> None:
+    own_redis.process.stop()
+    async with redis_brokers(own_redis.url, timeout_s=0.3) as make:
+        node = make()
+        await node.start()
+        assert not node.broker.alive
+
+        own_redis.start()
+        async with asyncio.timeout(PATIENCE_S):
+            while not node.broker.alive:
+                await asyncio.sleep(0.01)
+        await node.broker.subscribe("1", "c")
+        await node.broker.publish([Publication("1", "c", b"x")])
+
+        assert await node.got(1) == [b"x"]
+        assert node.gaps == 0
+
+
+async def test_a_frozen_redis_blocks_nobody_and_is_noticed_and_left(
+    own_redis: RedisServer,
+) -> None:
+    async with redis_brokers(own_redis.url, timeout_s=0.3) as make:
+        node = make()
+        await node.start()
+        await node.broker.subscribe("1", "c")
+        loop = asyncio.get_running_loop()
+
+        own_redis.process.pause()
+        frozen_at = loop.time()
+        with pytest.raises(BrokerUnavailable):
+            await node.broker.publish([Publication("1", "c", b"x")])
+        with pytest.raises(BrokerUnavailable):
+            await node.broker.subscribe("1", "d")
+        assert loop.time() - frozen_at < 2.0
+        async with asyncio.timeout(HEARTBEAT_MAX_S + 1.5):
+            while node.broker.alive:
+                await asyncio.sleep(0.01)
+
+        own_redis.process.resume()
+        await node.until(lambda: node.gaps == 1)
+        node.publications.clear()
+        await _until_accepted(node, [Publication("1", "c", b"back")])
+        assert (await node.got(1))[-1] == b"back"
+
+
+async def test_publications_of_one_turn_leave_in_one_write(redis_url: str) -> None:
+    async with redis_brokers(redis_url) as make:
+        node = make()
+        await node.start()
+        await node.broker.subscribe("1", "c")
+        link = node.broker.commands._supervisor.link  # type: ignore[attr-defined]
+        writes: list[bytes] = []
+        write = link._transport.write
+
+        class Counting:
+            """Counts what is handed to the transport."""
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(transport, name)
+
+            def write(self, data: bytes) -> None:
+                writes.append(data)
+                write(data)
+
+        transport, link._transport = link._transport, Counting()
+        await asyncio.gather(
+            *(node.broker.publish([Publication("1", "c", str(n).encode())]) for n in range(50))
+        )
+        link._transport = transport
+
+        assert len([data for data in writes if b"PUBLISH" in data]) == 1
+        assert await node.got(50) == [str(n).encode() for n in range(50)]
+
+
+def _with_password(server: RedisServer, password: str) -> str:
+    if server.socket_path is not None:
+        return f"unix://:{password}@{server.socket_path}?db=3"
+    return f"redis://:{password}@127.0.0.1:{server.port}/3"
+
+
+@contextlib.asynccontextmanager
+async def _admin(url: str) -> AsyncIterator[Any]:
+    client = redis.asyncio.Redis.from_url(url)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+async def _until_accepted(node: Listener, publications: list[Publication]) -> None:
+    """Publishes as a caller with an outbox does: again, until the broker accepts."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                await node.broker.publish(publications)
+            except BrokerUnavailable:
+                await asyncio.sleep(0.02)
+            else:
+                return

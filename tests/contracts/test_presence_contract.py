@@ -1,0 +1,406 @@
+"""What every presence promises, over memory and over Redis; then leases and losses of Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis.asyncio
+
+from gateway.broker import BrokerUnavailable, MemoryBroker, MemoryBus
+from gateway.messages import Member
+from gateway.presence import ChannelFull, MemoryPresence, MemoryStore, Presence
+from gateway.redis_broker import RedisBroker
+from gateway.redis_presence import RedisPresence
+from persistence.embedded_redis import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from persistence.embedded_process import ServerGuard
+
+PATIENCE_S = 10.0
+CHANNEL = "presence-c"
+LONG_LEASE_S = 600.0
+
+
+class Watcher:
+    """Hears the member events of the channel, in order: `+user` and `-user`."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.excluded: list[str | None] = []
+        self.changed = asyncio.Event()
+
+    def on_publication(self, _app: str, _channel: str, body: bytes, excluded: str | None) -> None:
+        """Notes a member event, or the marker that ends a test."""
+        event = json.loads(body)
+        sign = {"member_added": "+", "member_removed": "-"}.get(event["event"].rpartition(":")[2])
+        self.events.append((sign or "=") + json.loads(event["data"])["user_id"])
+        self.excluded.append(excluded)
+        self.changed.set()
+
+    async def count(self, expected: int) -> None:
+        """Waits for as many events."""
+        async with asyncio.timeout(PATIENCE_S):
+            while len(self.events) < expected:
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def heard(self, *expected: str) -> None:
+        """Waits for as many events and compares them."""
+        await self.count(len(expected))
+        assert self.events == list(expected)
+
+
+@dataclass
+class Cluster:
+    """Makes nodes that share members, and watches their events."""
+
+    watcher: Watcher
+    node: Callable[[str], Presence]
+    kill: Callable[[Presence, str], Any]
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
+    """A cluster over memory or Redis whose channel has room for three."""
+    watcher = Watcher()
+    async with contextlib.AsyncExitStack() as stack:
+        if request.param == "memory":
+            broker = MemoryBroker(MemoryBus())
+            await broker.start(watcher.on_publication, lambda _: None, lambda: None)
+            stack.push_async_callback(broker.stop)
+            await broker.subscribe("1", CHANNEL)
+            store = MemoryStore()
+
+            async def expire(presence: Presence, name: str) -> None:
+                assert isinstance(presence, MemoryPresence)
+                presence.expire(name)
+
+            yield Cluster(watcher, lambda name: MemoryPresence(broker, name, 3, store), expire)
+            return
+        yield await stack.enter_async_context(
+            _redis_cluster(request.getfixturevalue("redis_url"), watcher)
+        )
+
+
+@contextlib.asynccontextmanager
+async def _redis_cluster(url: str, watcher: Watcher, timeout_s: float = 1.0) -> Any:
+    prefix = f"test-{secrets.token_hex(6)}"
+    broker = RedisBroker(url, prefix, "watcher", timeout_s)
+    await broker.start(watcher.on_publication, lambda _: None, lambda: None)
+    await broker.subscribe("1", CHANNEL)
+
+    def node(name: str) -> RedisPresence:
+        return RedisPresence(broker.commands, prefix, name, 3, LONG_LEASE_S)
+
+    async def kill(survivor: Presence, name: str) -> None:
+        """The lease of `name` has run out, and the survivor renews its own."""
+        assert isinstance(survivor, RedisPresence)
+        async with _admin(url) as admin:
+            await admin.zadd(f"{prefix}:presence:nodes", {name: 1})
+        await survivor.renew()
+
+    try:
+        yield Cluster(watcher, node, kill)
+    finally:
+        await broker.stop()
+
+
+def member(user_id: str, info: bytes = b"{}") -> Member:
+    return Member(user_id, info)
+
+
+async def test_a_user_is_added_with_the_first_and_removed_with_the_last_connection(
+    cluster: Cluster,
+) -> None:
+    one, two = cluster.node("n1"), cluster.node("n2")
+
+    joins = [
+        (await one.join("1", CHANNEL, member("u"), "1.1")).first,
+        (await one.join("1", CHANNEL, member("u"), "1.2")).first,
+        (await two.join("1", CHANNEL, member("u"), "2.1")).first,
+    ]
+    leaves = [
+        await one.leave("1", CHANNEL, "u", "1.1"),
+        await two.leave("1", CHANNEL, "u", "2.1"),
+        await one.leave("1", CHANNEL, "u", "1.2"),
+    ]
+
+    assert joins == [True, False, False]
+    assert leaves == [False, False, True]
+    await cluster.watcher.heard("+u", "-u")
+    assert cluster.watcher.excluded == ["1.1", None]
+    assert await two.members("1", CHANNEL) == {}
+
+
+async def test_a_join_returns_the_members_right_after_it(cluster: Cluster) -> None:
+    one, two = cluster.node("n1"), cluster.node("n2")
+    await one.join("1", CHANNEL, member("a", b'{"n":1}'), "1.1")
+
+    joined = await two.join("1", CHANNEL, member("b", b'{"n":2}'), "2.1")
+
+    assert joined.members == {"a": b'{"n":1}', "b": b'{"n":2}'}
+    assert await one.members("1", CHANNEL) == joined.members
+
+
+async def test_repeated_joins_and_leaves_change_nothing(cluster: Cluster) -> None:
+    node = cluster.node("n1")
+    await node.leave("1", CHANNEL, "u", "1.1")
+    await node.join("1", CHANNEL, member("u"), "1.1")
+    await node.join("1", CHANNEL, member("u"), "1.1")
+    assert await node.leave("1", CHANNEL, "u", "1.1")
+    assert not await node.leave("1", CHANNEL, "u", "1.1")
+    await node.join("1", CHANNEL, member("u"), "1.1")
+
+    await cluster.watcher.heard("+u", "-u", "+u")
+    assert list(await node.members("1", CHANNEL)) == ["u"]
+
+
+async def test_ids_with_spaces_and_any_letters_are_users_like_others(cluster: Cluster) -> None:
+    node = cluster.node("n1")
+    await node.join("1", CHANNEL, member("a b é$."), "1.1")
+
+    assert await node.leave("1", CHANNEL, "a b é$.", "1.1")
+    await cluster.watcher.heard("+a b é$.", "-a b é$.")
+
+
+async def test_a_full_channel_refuses_newcomers_and_lets_members_connect_again(
+    cluster: Cluster,
+) -> None:
+    node = cluster.node("n1")
+    for number in range(3):
+        await node.join("1", CHANNEL, member(f"u{number}"), f"1.{number}")
+
+    with pytest.raises(ChannelFull):
+        await node.join("1", CHANNEL, member("late"), "1.9")
+    again = await node.join("1", CHANNEL, member("u0"), "1.8")
+
+    assert not again.first
+    assert set(again.members) == {"u0", "u1", "u2"}
+
+
+async def test_channels_and_apps_are_apart(cluster: Cluster) -> None:
+    node = cluster.node("n1")
+    await node.join("1", CHANNEL, member("u"), "1.1")
+
+    assert (await node.join("2", CHANNEL, member("u"), "1.1")).first
+    assert (await node.join("1", "presence-d", member("u"), "1.1")).first
+    assert await node.leave("2", CHANNEL, "u", "1.1")
+    assert list(await node.members("1", CHANNEL)) == ["u"]
+
+
+async def test_a_dead_nodes_members_leave_once_and_the_living_stay(cluster: Cluster) -> None:
+    dead, survivor = cluster.node("dead"), cluster.node("alive")
+    await survivor.start()
+    await dead.join("1", CHANNEL, member("gone"), "1.1")
+    await dead.join("1", CHANNEL, member("both"), "1.2")
+    await survivor.join("1", CHANNEL, member("both"), "2.1")
+
+    await cluster.kill(survivor, "dead")
+    await cluster.kill(survivor, "dead")
+
+    await cluster.watcher.heard("+gone", "+both", "-gone")
+    assert list(await survivor.members("1", CHANNEL)) == ["both"]
+    await survivor.stop()
+
+
+async def test_a_hundred_joins_and_leaves_at_once_are_one_coming_and_one_going(
+    cluster: Cluster,
+) -> None:
+    nodes = [cluster.node(f"n{number}") for number in range(4)]
+
+    joined = await asyncio.gather(
+        *(nodes[n % 4].join("1", CHANNEL, member("u"), f"1.{n}") for n in range(100))
+    )
+    left = await asyncio.gather(
+        *(nodes[n % 4].leave("1", CHANNEL, "u", f"1.{n}") for n in range(100))
+    )
+
+    assert sum(one.first for one in joined) == 1
+    assert sum(left) == 1
+    await cluster.watcher.heard("+u", "-u")
+
+
+# Redis alone
+
+
+@dataclass
+class Parts:
+    """Two nodes on a Redis of their own, each with its own link."""
+
+    server: RedisServer
+    watcher: Watcher
+    brokers: list[RedisBroker]
+    prefix: str
+
+    def node(self, number: int, lease_s: float = LONG_LEASE_S) -> RedisPresence:
+        """The presence of one of the nodes."""
+        return RedisPresence(self.brokers[number].commands, self.prefix, f"n{number}", 3, lease_s)
+
+    async def run_out(self, name: str) -> None:
+        """Ends a node's lease behind its back."""
+        async with _admin(self.server.url) as admin:
+            await admin.zadd(f"{self.prefix}:presence:nodes", {name: 1})
+
+
+@pytest.fixture
+def own_redis(server_guard: ServerGuard, redis_url: str) -> Iterator[RedisServer]:
+    """A Redis that the test may stop, kill and freeze."""
+    server = RedisServer(server_guard, name=f"redis-{secrets.token_hex(3)}").start()
+    yield server
+    server.process.stop()
+
+
+@pytest.fixture
+async def parts(own_redis: RedisServer) -> AsyncIterator[Parts]:
+    """Two nodes and a watcher."""
+    watcher = Watcher()
+    prefix = f"test-{secrets.token_hex(6)}"
+    brokers = [RedisBroker(own_redis.url, prefix, f"b{n}", 0.3) for n in range(2)]
+    await brokers[0].start(watcher.on_publication, lambda _: None, lambda: None)
+    await brokers[1].start(lambda *_: None, lambda _: None, lambda: None)
+    await brokers[0].subscribe("1", CHANNEL)
+    yield Parts(own_redis, watcher, brokers, prefix)
+    for broker in brokers:
+        await broker.stop()
+
+
+async def test_survivors_reap_at_the_same_time_and_announce_each_member_once(
+    parts: Parts,
+) -> None:
+    dead = RedisPresence(parts.brokers[0].commands, parts.prefix, "dead", 1000, LONG_LEASE_S)
+    users = [f"u{number:03}" for number in range(450)]
+    await dead.start()
+    await asyncio.gather(
+        *(dead.join("1", CHANNEL, member(user), f"1.{n}") for n, user in enumerate(users))
+    )
+    await dead._tasks.stop()
+    one, two = parts.node(0), parts.node(1)
+    await one.start()
+    await two.start()
+    await parts.run_out("dead")
+
+    await asyncio.gather(one.renew(), two.renew())
+
+    await parts.watcher.count(900)
+    assert parts.watcher.events[:450] == [f"+{user}" for user in users]
+    assert sorted(parts.watcher.events[450:]) == [f"-{user}" for user in users]
+    assert await one.members("1", CHANNEL) == {}
+    async with _admin(parts.server.url) as admin:
+        assert await admin.zscore(f"{parts.prefix}:presence:nodes", "dead") is None
+        assert await admin.exists(f"{parts.prefix}:presence:node:dead") == 0
+    await one.stop()
+    await two.stop()
+
+
+async def test_a_node_that_was_only_away_enters_its_members_again_and_says_so(
+    parts: Parts,
+) -> None:
+    away, survivor = parts.node(0), parts.node(1)
+    await away.start()
+    await survivor.start()
+    await away.join("1", CHANNEL, member("u", b'{"n":1}'), "1.1")
+    await parts.run_out("n0")
+    await survivor.renew()
+    await parts.watcher.heard("+u", "-u")
+
+    await away.renew()
+
+    await parts.watcher.heard("+u", "-u", "+u")
+    assert await survivor.members("1", CHANNEL) == {"u": b'{"n":1}'}
+    assert await away.leave("1", CHANNEL, "u", "1.1")
+    await away.stop()
+    await survivor.stop()
+
+
+async def test_redis_restarted_empty_gets_every_nodes_members_again_in_silence(
+    parts: Parts,
+) -> None:
+    one, two = parts.node(0), parts.node(1)
+    await one.start()
+    await two.start()
+    await one.join("1", CHANNEL, member("a"), "1.1")
+    await two.join("1", CHANNEL, member("b"), "2.1")
+    parts.server.process.kill()
+    parts.server.start()
+
+    await _until_done(one.renew)
+    await _until_done(two.renew)
+
+    assert set(await one.members("1", CHANNEL)) == {"a", "b"}
+    await _until_done(lambda: parts.brokers[0].subscribe("1", CHANNEL))
+    assert await one.leave("1", CHANNEL, "a", "1.1")
+    await parts.watcher.heard("+a", "+b", "-a")
+    await one.stop()
+    await two.stop()
+
+
+async def test_a_leave_that_redis_did_not_hear_of_is_made_at_the_next_renewal(
+    parts: Parts,
+) -> None:
+    node = parts.node(1)
+    await node.start()
+    await node.join("1", CHANNEL, member("u"), "1.1")
+    parts.server.process.pause()
+    assert await node.leave("1", CHANNEL, "u", "1.1") is False
+    with pytest.raises(BrokerUnavailable):
+        await node.join("1", CHANNEL, member("w"), "1.2")
+    with pytest.raises(BrokerUnavailable):
+        await node.members("1", CHANNEL)
+    parts.server.process.resume()
+
+    await _until_done(node.renew)
+
+    # The join that was given up came through before its leave.
+    await parts.watcher.heard("+u", "-u", "+w", "-w")
+    assert await node.members("1", CHANNEL) == {}
+    await node.stop()
+
+
+async def test_a_node_that_stops_leaves_no_lease_behind(parts: Parts) -> None:
+    node = parts.node(0)
+    await node.start()
+    await node.stop()
+
+    async with _admin(parts.server.url) as admin:
+        assert await admin.zrange(f"{parts.prefix}:presence:nodes", 0, -1) == []
+
+
+async def test_the_lease_is_renewed_without_anyone_asking(parts: Parts) -> None:
+    node = parts.node(0, lease_s=0.15)
+    await node.start()
+    key = f"{parts.prefix}:presence:nodes"
+    async with _admin(parts.server.url) as admin:
+        first = await admin.zscore(key, "n0")
+        async with asyncio.timeout(PATIENCE_S):
+            while await admin.zscore(key, "n0") == first:
+                await asyncio.sleep(0.01)
+    await node.stop()
+
+
+@contextlib.asynccontextmanager
+async def _admin(url: str) -> AsyncIterator[Any]:
+    client = redis.asyncio.Redis.from_url(url)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+async def _until_done(action: Callable[[], Any]) -> None:
+    """Tries until Redis is back."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                await action()
+            except BrokerUnavailable:
+                await asyncio.sleep(0.02)
+            else:
+                return
