@@ -278,9 +278,8 @@ async def test_survivors_reap_at_the_same_time_and_announce_each_member_once(
     dead = RedisPresence(parts.brokers[0].commands, parts.prefix, "dead", 1000, LONG_LEASE_S)
     users = [f"u{number:03}" for number in range(450)]
     await dead.start()
-    await asyncio.gather(
-        *(dead.join("1", CHANNEL, member(user), f"1.{n}") for n, user in enumerate(users))
-    )
+    for number, user in enumerate(users):
+        await dead.join("1", CHANNEL, member(user), f"1.{number}")
     await dead._tasks.stop()
     one, two = parts.node(0), parts.node(1)
     await one.start()
