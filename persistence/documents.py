@@ -72,6 +72,8 @@ class Goal(Document):
             `due_lease_until` and `due_owner`, until the command has moved the goal on.
         outbox_due_at: when another process may take over the outbox; absent when it is empty.
         outbox_owner: the node that delivers at present.
+        held_by: `service` when the platform's payment service holds the money as well; the goal
+            is then settled by its acknowledgement. Absent: the ledger alone.
         version: grows by one with each commit.
     """
 
@@ -100,6 +102,7 @@ class Goal(Document):
     outbox: list[OutboxEntry] = Field(default_factory=list)
     outbox_due_at: datetime | None = None
     outbox_owner: str | None = None
+    held_by: str | None = None
     version: int = 1
     schema_version: int = SCHEMA_VERSION
 
@@ -224,6 +227,61 @@ class EscrowEntry(Document):
         ]
 
 
+class EscrowCall(Document):
+    """What must be said to the platform's payment service; `_id` is the posting's key.
+
+    Attributes:
+        call: `hold`, `capture` or `release`.
+        reason: as in the ledger; `no_invitation` when a hold is given back that led to none.
+        status: see `persistence.escrow_calls.CallStatus`.
+        request_key: of a hold whose request has not been answered; no second one can be begun.
+        since: when it was first to be said, or was taken up again; give-up counts from here.
+        due_at: when it is said next; a claim moves it on by the lease.
+        attempts: how often the service was asked in vain.
+        answer: what the service answered last, cut to a line.
+    """
+
+    id: str  # type: ignore[assignment]
+    call: Movement
+    goal_id: ObjectId
+    session_id: ObjectId
+    viewer_id: str
+    streamer_id: str
+    amount: int
+    reason: str
+    at: datetime
+    status: str
+    since: datetime
+    due_at: datetime | None = None
+    attempts: int = 0
+    answer: str | None = None
+    request_key: str | None = None
+    fingerprint: str | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, extra="ignore")
+
+    class Settings:
+        """Collection and indexes."""
+
+        name = "escrow_calls"
+        keep_nulls = False
+        indexes: ClassVar = [
+            IndexModel(
+                [("due_at", ASCENDING)],
+                partialFilterExpression={"due_at": {"$exists": True}},
+            ),
+            IndexModel([("status", ASCENDING), ("since", ASCENDING)]),
+            # an invariant that no bug can break: one hold under way for a request
+            IndexModel(
+                [("request_key", ASCENDING)],
+                name="one_hold_per_request",
+                unique=True,
+                partialFilterExpression={"request_key": {"$exists": True}},
+            ),
+        ]
+
+
 class RequestRecord(Document):
     """The answer that a `request_id` was given, kept for a day; `_id` is `{user}:{request_id}`."""
 
@@ -262,15 +320,48 @@ class GoalRecord(Document):
         ]
 
 
-DOCUMENTS: tuple[type[Document], ...] = (Goal, Session, EscrowEntry, RequestRecord, GoalRecord)
+class MigrationRecord(Document):
+    """How far a migration has come; `_id` is its name. `lease` is held by whoever migrates.
+
+    Attributes:
+        last_id: the last document of the run that was looked at; a later run goes on behind it.
+        migrated: documents changed so far, by all runs.
+    """
+
+    id: str  # type: ignore[assignment]
+    last_id: Any = None
+    migrated: int = 0
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    owner: str | None = None
+    lease_until: datetime | None = None
+
+    class Settings:
+        """Collection."""
+
+        name = "migrations"
+        keep_nulls = False
+
+
+DOCUMENTS: tuple[type[Document], ...] = (
+    Goal,
+    Session,
+    EscrowEntry,
+    EscrowCall,
+    RequestRecord,
+    GoalRecord,
+    MigrationRecord,
+)
 
 __all__ = [
     "DOCUMENTS",
     "EXCLUSIVE_GOAL",
     "TRIGGER_EXCLUSIVE_GOAL",
+    "EscrowCall",
     "EscrowEntry",
     "Goal",
     "GoalRecord",
+    "MigrationRecord",
     "OutboxEntry",
     "Pair",
     "RequestRecord",

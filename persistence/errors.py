@@ -2,6 +2,7 @@
 
 StoreError
 ├── StoreUnavailable   MongoDB can't be reached or does not answer in time; ask again
+│   └── EscrowUnavailable   the platform's payment service does not; ask again
 └── StoreOverloaded    too many commands wait for the database already; ask again
 """
 
@@ -14,6 +15,10 @@ class StoreError(Exception):
 
 class StoreUnavailable(StoreError):
     """MongoDB can't be reached, or did not answer within the deadline."""
+
+
+class EscrowUnavailable(StoreUnavailable):
+    """The platform's payment service has not said in time whether it holds the money."""
 
 
 class StoreOverloaded(StoreError):

@@ -12,6 +12,7 @@ from bson import ObjectId
 
 from persistence.clock import milliseconds
 from persistence.documents import SCHEMA_VERSION, Goal, OutboxEntry, Session
+from persistence.escrow_port import SERVICE, closing_calls
 from persistence.intents import Delivery
 from persistence.views import goal_view
 from statemachine.escrow import posting
@@ -113,7 +114,10 @@ def _viewer_stages(sync: SyncViewers) -> list[Row]:
 
 @dataclass(slots=True)
 class GoalWrite:
-    """One goal's part in a command: compare-and-set, ledger row, outbox entries."""
+    """One goal's part in a command: compare-and-set, ledger row, outbox entries.
+
+    `calls` says the ledger rows to the payment service, when that holds the goal's money.
+    """
 
     goal_id: ObjectId
     guard: Row
@@ -121,6 +125,7 @@ class GoalWrite:
     unset_fields: list[str]
     entries: list[OutboxEntry]
     ledger: list[Row]
+    calls: list[Row]
     after: Goal
 
     def update(self) -> Row:
@@ -202,13 +207,15 @@ class Writer:
         entries = self.outbox_entries(occurrences)
         if entries:
             set_fields |= self.outbox_lease(now)
+        ledger = self.ledger_rows(before, decision, now)
         write = GoalWrite(
             goal_id=before.id,
             guard=_guard(before, decision),
             set_fields=set_fields,
             unset_fields=unset_fields,
             entries=entries,
-            ledger=self.ledger_rows(before, decision, now),
+            ledger=ledger,
+            calls=closing_calls(ledger) if before.held_by == SERVICE else [],
             after=after,
         )
         return write, effects
@@ -415,6 +422,7 @@ def show_of(goal: Goal, exp: datetime, now: datetime) -> Goal:
             "outbox": [],
             "outbox_due_at": None,
             "outbox_owner": None,
+            "held_by": None,
             "version": 1,
         },
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bson import ObjectId
 from bson.errors import InvalidId
@@ -20,7 +20,8 @@ from persistence.documents import (
     Pair,
     Session,
 )
-from persistence.errors import Conflict, StoreUnavailable
+from persistence.errors import Conflict, EscrowUnavailable, StoreUnavailable
+from persistence.escrow_port import SERVICE, Verdict
 from persistence.faults import Step, reached
 from persistence.goal_writes import (
     GoalWrite,
@@ -30,6 +31,7 @@ from persistence.goal_writes import (
     keeps_sources,
     show_of,
 )
+from persistence.holds import Hold, Holds
 from persistence.intents import Answer, Delivery, Done, Intent, Refused
 from persistence.requests import RequestRecords
 from persistence.views import goal_view
@@ -48,19 +50,37 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
     from datetime import datetime
 
+    from persistence.escrow_port import EscrowPort
     from persistence.store import Row, Store
     from statemachine.receivers import Effect, Registry
 
+_NO_SESSION = Refused("unknown_session", "There is no such session.")
 OPEN_STATES = [state.value for state in GoalState if state not in (GoalState.NONE, GoalState.ENDED)]
 
 
-class Goals:
-    """Goals and the commands on them."""
+class _Weighed(NamedTuple):
+    """An invitation that may stand, as decided on the Session at `now`."""
 
-    def __init__(self, store: Store, registry: Registry, limits: Limits) -> None:
+    goal: Goal
+    session: Session
+    decision: Decision
+    now: datetime
+
+
+class Goals:
+    """Goals and the commands on them.
+
+    Attributes:
+        holds: none without a payment service.
+    """
+
+    def __init__(
+        self, store: Store, registry: Registry, limits: Limits, port: EscrowPort | None = None
+    ) -> None:
         self._store = store
         self._limits = limits
         self._requests = RequestRecords(store)
+        self.holds = Holds(store, self._requests, port) if port is not None else None
         self.writer = Writer(registry, limits, store.owner, store.options.lease_s)
 
     async def execute(self, intent: Intent) -> Answer:
@@ -76,6 +96,8 @@ class Goals:
         reached(Step.BEFORE_LOAD, intent.command)
         async with self._store.reading():
             if intent.terms is not None:
+                if self.holds is not None:
+                    return await self._invite_with_hold(intent, self.holds)
                 return await self._invite(intent)
             goal = await self._goal_of(intent)
             if goal is None:
@@ -182,6 +204,8 @@ class Goals:
                     deliveries += await self._supersede_others(session, now)
             if write.ledger:
                 await self._store.escrow.insert_many(write.ledger)
+            if write.calls:
+                await self._store.escrow_calls.insert_many(write.calls)
             await self._apply_to_show(write.after, session, decision, effects, now)
             await self._requests.remember(intent, done, now)
             reached(Step.BEFORE_COMMIT, intent.command)
@@ -293,6 +317,7 @@ class Goals:
         deliveries: list[Delivery] = []
         updates: list[UpdateOne] = []
         ledger: list[Row] = []
+        calls: list[Row] = []
         for row in rows:
             goal = Goal.model_validate(row)
             decision = decide(
@@ -302,6 +327,7 @@ class Goals:
             write, _ = self.writer.goal_write(goal, decision, now, None)
             updates.append(UpdateOne(write.guard, write.update()))
             ledger += write.ledger
+            calls += write.calls
             delivery = write.delivery(len(goal.outbox))
             if delivery is not None:
                 deliveries.append(delivery)
@@ -311,38 +337,55 @@ class Goals:
                 raise Conflict
             reached(Step.IN_TRANSACTION, command)
             await self._store.escrow.insert_many(ledger)
+            if calls:
+                await self._store.escrow_calls.insert_many(calls)
         return deliveries
 
-    async def _invite(self, intent: Intent) -> Answer:
+    async def _invite_with_hold(self, intent: Intent, holds: Holds) -> Answer:
+        """Has the payment service hold the money, then puts up the invitation.
+
+        Neither the Session's lock nor a place in front of the pool is taken while it is asked.
+        """
+        began_at_s = self._store.clock.monotonic_s()
+        weighed = await self._weigh(intent, ObjectId())
+        now = self._store.clock.now()
+        if isinstance(weighed, Refused):
+            return await self._requests.refuse(intent, weighed, now)
+        hold = await holds.open(intent, weighed.goal, now)
+        if not isinstance(hold, Hold):
+            return hold
+        held = await holds.ask(hold, began_at_s)
+        if held.verdict is Verdict.REFUSED:
+            await holds.refused(hold.call, held.why)
+            refused = Refused("payment_refused", "The payment was refused.")
+            return await self._requests.refuse(intent, refused, self._store.clock.now())
+        try:
+            answer = await self._invite(intent, hold)
+        except EscrowUnavailable:
+            # Another attempt of the same request may have come first, with this very hold.
+            before = await self._requests.answer_of(intent)
+            if before is None:
+                raise
+            answer = before
+        if isinstance(answer, Refused):
+            await holds.abandon(hold.call)
+        return answer
+
+    async def _invite(self, intent: Intent, hold: Hold | None = None) -> Answer:
         """Puts up a new invitation: goal, pair of the Session and held escrow together."""
         assert intent.terms is not None
-        assert intent.user_id is not None
         session_id = object_id(intent.terms.session_id)
         if session_id is None:
-            refused = Refused("unknown_session", "There is no such session.")
-            return await self._requests.refuse(intent, refused, self._store.clock.now())
+            return await self._requests.refuse(intent, _NO_SESSION, self._store.clock.now())
         async with self._session_turn(session_id):
             while True:
-                session = await self._session(session_id)
-                now = self._store.clock.now()
-                if session is None:
-                    refused = Refused("unknown_session", "There is no such session.")
-                    return await self._requests.refuse(intent, refused, now)
-                goal = self._new_goal(intent, session, now)
-                command = Command(CommandName.INVITE, intent.role or Role.VIEWER, intent.user_id)
-                decision = decide(facts_of(goal, session), command, now, self._limits)
-                if isinstance(decision, Rejection):
-                    refused = Refused(decision.code, decision.message)
-                    return await self._requests.refuse(intent, refused, now)
-                pair = session.exclusive_goal_pairs.get(intent.user_id)
-                if pair is not None and pair.trigger_exclusive_goal_ended is None:
-                    refused = Refused(
-                        "already_invited", "Your invitation to this streamer still stands."
-                    )
-                    return await self._requests.refuse(intent, refused, now)
+                weighed = await self._weigh(intent, hold.goal_id if hold else ObjectId())
+                if isinstance(weighed, Refused):
+                    now = self._store.clock.now()
+                    return await self._requests.refuse(intent, weighed, now)
                 reached(Step.AFTER_DECIDE, intent.command)
                 try:
-                    return await self._commit_invitation(intent, goal, session, decision, now)
+                    return await self._commit_invitation(intent, weighed, hold)
                 except Conflict:
                     continue
                 except DuplicateKeyError:
@@ -350,13 +393,32 @@ class Goals:
                     if answer is not None:
                         return answer
 
-    def _new_goal(self, intent: Intent, session: Session, now: datetime) -> Goal:
+    async def _weigh(self, intent: Intent, goal_id: ObjectId) -> _Weighed | Refused:
+        """Decides an invitation on the Session as it is now; writes nothing."""
+        assert intent.terms is not None
+        assert intent.user_id is not None
+        session_id = object_id(intent.terms.session_id)
+        session = await self._session(session_id) if session_id is not None else None
+        if session is None:
+            return _NO_SESSION
+        now = self._store.clock.now()
+        goal = self._new_goal(intent, session, goal_id, now)
+        command = Command(CommandName.INVITE, intent.role or Role.VIEWER, intent.user_id)
+        decision = decide(facts_of(goal, session), command, now, self._limits)
+        if isinstance(decision, Rejection):
+            return Refused(decision.code, decision.message)
+        pair = session.exclusive_goal_pairs.get(intent.user_id)
+        if pair is not None and pair.trigger_exclusive_goal_ended is None:
+            return Refused("already_invited", "Your invitation to this streamer still stands.")
+        return _Weighed(goal, session, decision, now)
+
+    def _new_goal(self, intent: Intent, session: Session, goal_id: ObjectId, now: datetime) -> Goal:
         assert intent.terms is not None
         assert intent.user_id is not None
         assert session.id is not None
         viewer_id = intent.user_id
         return Goal(
-            id=ObjectId(),
+            id=goal_id,
             cls=TRIGGER_EXCLUSIVE_GOAL,
             active=True,
             conditions=Conditions(session_id=session.id, exclusive_to=viewer_id),
@@ -373,8 +435,9 @@ class Goals:
         )
 
     async def _commit_invitation(
-        self, intent: Intent, goal: Goal, session: Session, decision: Decision, now: datetime
+        self, intent: Intent, weighed: _Weighed, hold: Hold | None
     ) -> Done:
+        goal, session, decision, now = weighed
         assert goal.id is not None
         assert decision.due is not None
         standing = goal.model_copy(
@@ -383,6 +446,7 @@ class Goals:
                 "exp": decision.expires_at,
                 "due_at": decision.due.at,
                 "due_command": decision.due.command,
+                "held_by": SERVICE if hold else None,
             }
         )
         entries = self.writer.outbox_entries(self.writer.invited(standing, decision, now))
@@ -406,6 +470,8 @@ class Goals:
             reached(Step.IN_TRANSACTION, intent.command)
             await self._store.goals.insert_one(row)
             await self._store.escrow.insert_many(self.writer.ledger_rows(standing, decision, now))
+            if hold is not None and self.holds is not None:
+                await self.holds.stands(hold)
             await self._requests.remember(intent, done, now)
             reached(Step.BEFORE_COMMIT, intent.command)
 

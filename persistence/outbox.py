@@ -19,6 +19,7 @@ from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
 from persistence.documents import OutboxEntry
+from persistence.escrow_port import SERVICE
 from persistence.faults import Step, reached
 from persistence.goal_writes import occurrence_of
 from persistence.intents import Delivery
@@ -251,8 +252,11 @@ def _trimmed(event_id: str, left: Sequence[str]) -> Row:
 
 
 def _settled() -> Row:
-    """The table's line `declined, settle -> ended`, for a goal that is declined still."""
-    declined = {"$eq": ["$state", _SETTLE.source.value]}
+    """The table's line `declined, settle -> ended`, for a goal that is declined still.
+
+    What the payment service holds is settled by its acknowledgement (`persistence.escrow_calls`).
+    """
+    declined = {"$and": [{"$eq": ["$state", _SETTLE.source.value]}, {"$ne": ["$held_by", SERVICE]}]}
     assert _SETTLE.outcome is not None
     return {
         "$set": {

@@ -24,9 +24,11 @@ from pymongo.write_concern import WriteConcern
 
 from persistence.documents import (
     DOCUMENTS,
+    EscrowCall,
     EscrowEntry,
     Goal,
     GoalRecord,
+    MigrationRecord,
     RequestRecord,
     Session,
 )
@@ -56,8 +58,10 @@ class _Collections:
     goals: AsyncCollection[Row]
     sessions: AsyncCollection[Row]
     escrow: AsyncCollection[Row]
+    escrow_calls: AsyncCollection[Row]
     requests: AsyncCollection[Row]
     goal_records: AsyncCollection[Row]
+    migrations: AsyncCollection[Row]
 
     @classmethod
     def of(cls, database: AsyncDatabase[Row]) -> _Collections:
@@ -65,8 +69,10 @@ class _Collections:
             goals=database[Goal.Settings.name],
             sessions=database[Session.Settings.name],
             escrow=database[EscrowEntry.Settings.name],
+            escrow_calls=database[EscrowCall.Settings.name],
             requests=database[RequestRecord.Settings.name],
             goal_records=database[GoalRecord.Settings.name],
+            migrations=database[MigrationRecord.Settings.name],
         )
 
 
@@ -128,6 +134,11 @@ class Store:
         return self._collections.escrow
 
     @property
+    def escrow_calls(self) -> AsyncCollection[Row]:
+        """What is said to the platform's payment service."""
+        return self._collections.escrow_calls
+
+    @property
     def requests(self) -> AsyncCollection[Row]:
         """The answers given to requests."""
         return self._collections.requests
@@ -136,6 +147,15 @@ class Store:
     def goal_records(self) -> AsyncCollection[Row]:
         """Analytics."""
         return self._collections.goal_records
+
+    @property
+    def migrations(self) -> AsyncCollection[Row]:
+        """How far migrations have come."""
+        return self._collections.migrations
+
+    def collection(self, name: str) -> AsyncCollection[Row]:
+        """Any collection of the database, for migrations alone."""
+        return self._alone.goals.database[name]
 
     @property
     def _collections(self) -> _Collections:
