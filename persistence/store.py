@@ -168,22 +168,12 @@ class Store:
         """Connects, creates the indexes and takes over the database's time.
 
         Raises:
-            StoreUnavailable: nothing answers at `url` within ten times the command deadline, or
-                what answers is no replica set (transactions need one).
+            StoreUnavailable: `url` is none, nothing answers there within ten times the command
+                deadline, or what answers is no replica set (transactions need one).
         """
         options = options or StoreOptions()
-        client: AsyncMongoClient[Row] = AsyncMongoClient(
-            url,
-            tz_aware=True,
-            maxPoolSize=options.pool_size,
-            retryWrites=True,
-            retryReads=True,
-            appname="duet",
-            serverSelectionTimeoutMS=int(options.deadline_s * 1000),
-            connectTimeoutMS=int(options.deadline_s * 1000),
-            heartbeatFrequencyMS=2000,
-        )
-        store = cls(client, database, clock, options)
+        store = cls(_client(url, options), database, clock, options)
+        client = store._client
         try:
             with pymongo.timeout(options.deadline_s * 10):
                 _check_replica_set(await client.admin.command("hello"))
@@ -205,7 +195,11 @@ class Store:
         """Measures the database's time and sets the process's clock by it."""
         asked_at_s = self.clock.monotonic_s()
         async with self.reading():
-            hello = await self._client.admin.command("hello")
+            # A command ignores the client's tz_aware unless it is told: the instant would be naive,
+            # and so read in this machine's own time zone.
+            hello = await self._client.admin.command(
+                "hello", codec_options=self._client.codec_options
+            )
         self.clock.follow(hello["localTime"], asked_at_s, self.clock.monotonic_s())
 
     async def ping(self) -> None:
@@ -276,6 +270,24 @@ class Store:
                 write_concern=WriteConcern("majority"),
                 read_preference=ReadPreference.PRIMARY,
             )
+
+
+def _client(url: str, options: StoreOptions) -> AsyncMongoClient[Row]:
+    """The driver's client; it connects when it is first used."""
+    try:
+        return AsyncMongoClient(
+            url,
+            tz_aware=True,
+            maxPoolSize=options.pool_size,
+            retryWrites=True,
+            retryReads=True,
+            appname="duet",
+            serverSelectionTimeoutMS=int(options.deadline_s * 1000),
+            connectTimeoutMS=int(options.deadline_s * 1000),
+            heartbeatFrequencyMS=2000,
+        )
+    except PyMongoError as error:
+        raise StoreUnavailable(f"MongoDB can't be used: {_first_line(error)}") from error
 
 
 class _folded_errors:  # noqa: N801 - reads as a keyword
