@@ -170,15 +170,23 @@ async def test_nobody_hears_what_is_not_theirs(stage: Stage, by: str) -> None:
 
 async def test_the_audience_channel_opens_when_the_stream_does(stage: Stage) -> None:
     streamer = await stage.party("streamer", "streamer")
-    viewer = await stage.party("viewer", "viewer", by="signin")
+    viewer = await stage.party("viewer", "viewer")
+    signed_in = await stage.party("signed-in", "viewer", by="signin")
 
-    refused = await viewer.refused(streamer.audience_channel)
+    refusals = [
+        await viewer.refused(streamer.audience_channel),
+        await signed_in.refused(streamer.audience_channel),
+    ]
     await stage.open_session(streamer.user_id)
-    await viewer.order("unsubscribe", channel=streamer.audience_channel)
     opened = await viewer.subscribe(streamer.audience_channel)
+    # Where the gateway and not an endpoint has refused, pusher-js asks again when it reconnects.
+    await signed_in.disconnect()
+    await signed_in.reconnect()
+    reopened = await signed_in.expect("pusher:subscription_succeeded", streamer.audience_channel)
 
-    assert refused.data["type"] == "AuthError"
+    assert [refusal.data["type"] for refusal in refusals] == ["AuthError", "AuthError"]
     assert opened.data["me"] == viewer.user_id
+    assert set(reopened.data["members"]) == {viewer.user_id, signed_in.user_id}
 
 
 async def test_a_forged_signature_opens_nothing(stage: Stage) -> None:

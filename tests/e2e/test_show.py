@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from tests.e2e.stage import (
@@ -12,6 +13,9 @@ from tests.e2e.stage import (
     to_streamer,
     to_viewer,
 )
+
+# Half a second when idle; a busy machine may double it.
+LATE_AT_MOST_S = 1.0
 
 if TYPE_CHECKING:
     from tests.e2e.party import Party
@@ -123,6 +127,9 @@ async def test_an_invitation_that_nobody_answers_expires_and_is_refunded(
     ended = await stage.books.until_state(goal["id"], "ended")
 
     assert (ended["reason"], ended["outcome"]) == ("expired", "refunded")
+    (release,) = [p for p in await stage.books.postings(goal["id"]) if p["movement"] == "release"]
+    late_s = (release["at"] - datetime.fromisoformat(goal["exp"])).total_seconds()
+    assert 0 <= late_s < LATE_AT_MOST_S
     await stage.assert_received(
         {
             streamer: to_streamer("goal.ended", streamer),

@@ -143,8 +143,8 @@ async def test_the_session_token_read_on_one_node_is_fresh_after_a_command_on_an
 async def test_members_of_a_killed_node_leave_once_when_its_lease_runs_out(
     stage_with: StageBuilder, gateway_with: GatewayBuilder
 ) -> None:
-    stage = await stage_with(DUET_NODE_LEASE_S="1")
-    doomed = await gateway_with(DUET_NODE_LEASE_S="1")
+    stage = await stage_with(DUET_NODE_LEASE_S="2")
+    doomed = await gateway_with(DUET_NODE_LEASE_S="2")
     streamer = await stage.streamer()
     viewer = await stage.socket("viewer", "viewer", gateway=doomed)
     await viewer.subscribe(streamer.audience_channel)

@@ -22,7 +22,7 @@ class WireSocket(Inbox):
     """One socket whose user is proved by the JWT in its URL; every frame is an `event` record."""
 
     def __init__(
-        self, gateway: Gateway, user_id: str, role: str, *, app_key: str | None = None
+        self, gateway: Gateway, user_id: str, role: str, *, path: str | None = None
     ) -> None:
         super().__init__(user_id)
         self.user_id = user_id
@@ -34,8 +34,7 @@ class WireSocket(Inbox):
             "version": "1.0",
             "token": gateway.token(user_id, role),
         }
-        key = gateway.app_key if app_key is None else app_key
-        self._url = f"{gateway.ws_url}/app/{key}?{urlencode(query)}"
+        self._url = f"{gateway.ws_url}{path or '/app/' + gateway.app_key}?{urlencode(query)}"
         self._connection: ClientConnection | None = None
         self._reader: asyncio.Task[None] | None = None
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import contextlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -19,16 +18,15 @@ from tests.e2e.stage import (
     to_streamer,
     to_viewer,
 )
+from tests.e2e.wire_socket import WireSocket
+from tests.faults.crashing_gateway import CRASHING_SERVE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.e2e.books import Books
     from tests.e2e.gateway_process import Gateway, GatewayBuilder
 
-CRASHING_SERVE = (
-    sys.executable,
-    str(Path(__file__).with_name("crashing_gateway.py")),
-    "serve",
-)
 DELIVERED_ON_AGREE = {
     "invalidate_get_session_token_view_cache",
     "invalidate_cached_pusher_channel_data",
@@ -50,15 +48,17 @@ class Doomed:
     armed_by: Path
 
     async def crash_on(self, method: str, path: str, user_id: str, role: str, body: Any) -> None:
-        """Makes the call during which the gateway dies."""
-        self.armed_by.touch()
-        with pytest.raises(DIED):
-            await self.gateway.call(method, path, user_id=user_id, role=role, body=body)
+        """Makes the call during which, or right after which, the gateway dies."""
+        async with WireSocket(self.gateway, "watcher", "viewer") as watcher:
+            self.armed_by.touch()
+            with contextlib.suppress(*DIED):
+                await self.gateway.call(method, path, user_id=user_id, role=role, body=body)
+            assert await watcher.wait_closed() == 1006  # nobody said good-bye
         await asyncio.to_thread(self.gateway.kill)  # it is dead; this waits until it is gone
 
     async def restart(self) -> None:
         """Starts it again on the same stores; it does not crash any more."""
-        self.armed_by.unlink()
+        assert not self.armed_by.exists(), "it never crashed"
         await self.gateway.restart()
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tests.e2e.gateway_process import Stores
 
 from tests.e2e.gateway_process import Gateway
+from tests.faults.crashing_gateway import CRASHING_SERVE
 
 # The command's own two seconds and what a busy machine adds to them.
 ANSWER_WITHIN_S = 2.6
@@ -143,6 +144,63 @@ async def test_commands_get_a_retryable_error_in_time_and_nothing_is_half_done(
     )
     assert await stage.books.movements(goal["id"]) == {"hold": 1}
     assert await stage.books.records_of(goal["id"]) == 1
+
+
+@pytest.mark.parametrize("step", ["after_decide", "in_transaction", "before_commit"])
+async def test_frozen_amid_a_transaction_the_command_is_done_once_when_it_is_sent_again(
+    victim_mongodb: ReplicaSet,
+    server_guard: ServerGuard,
+    apps_file: Path,
+    stores: Stores,
+    tmp_path: Path,
+    step: str,
+) -> None:
+    """Frozen before the commit, nobody knows whether it will come to pass; the caller may ask."""
+    stores = replace(stores, mongodb_url=victim_mongodb.url)
+    mongod = victim_mongodb.members[0].process
+    armed_by = tmp_path / "armed"
+    settings = {
+        "DUET_FAULT_CRASH_AT": step,
+        "DUET_FAULT_ARMED_BY": str(armed_by),
+        "DUET_FAULT_FREEZES": str(mongod.pid),
+        "DUET_LEASE_S": "1",
+    }
+    gateway = Gateway(server_guard, stores, apps_file, settings, CRASHING_SERVE)
+    await asyncio.to_thread(gateway.start)
+    try:
+        async with Books(stores) as books, Stage(gateway, books) as stage:
+            await stage.open_session(stage.user("streamer"))
+            streamer = await stage.socket("streamer", "streamer")
+            viewer = await stage.socket("viewer", "viewer")
+            invited = await viewer.command("client-goal.invite", **stage.terms())
+            goal_id = invited["goal"]["id"]
+            await books.until_delivered()
+            before = await books.goal(goal_id)
+
+            armed_by.touch()
+            asked_at = time.monotonic()
+            refused = await streamer.command("client-goal.agree", request_id="r", goal_id=goal_id)
+            took_s = time.monotonic() - asked_at
+            assert not armed_by.exists()
+            mongod.resume()
+
+            assert refused["ok"] is False
+            assert refused["error"]["retryable"] is True
+            assert took_s < ANSWER_WITHIN_S
+            if step != "before_commit":
+                assert await books.goal(goal_id) == before
+            agreed = await until_answered(
+                lambda: streamer.command("client-goal.agree", request_id="r", goal_id=goal_id)
+            )
+            assert agreed["ok"] is True, agreed
+            await streamer.expect("goal.ended", streamer.own_channel)
+            await books.until_delivered()
+            assert await books.movements(goal_id) == {"hold": 1}
+            assert await books.records_of(goal_id) == 1
+            assert (await books.goal(goal_id))["version"] == before["version"] + 1
+    finally:
+        mongod.resume()
+        await asyncio.to_thread(gateway.kill)
 
 
 @pytest.mark.parametrize("how", ["frozen", "killed"])
