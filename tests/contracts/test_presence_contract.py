@@ -18,13 +18,13 @@ from gateway.presence import ChannelFull, MemoryPresence, MemoryStore, Presence
 from gateway.redis_broker import RedisBroker
 from gateway.redis_presence import RedisPresence
 from persistence.embedded_redis import RedisServer
+from tests.gateway.harness import PATIENCE_S, until_accepted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from persistence.embedded_process import ServerGuard
 
-PATIENCE_S = 10.0
 CHANNEL = "presence-c"
 LONG_LEASE_S = 600.0
 
@@ -330,11 +330,11 @@ async def test_redis_restarted_empty_gets_every_nodes_members_again_in_silence(
     parts.server.process.kill()
     parts.server.start()
 
-    await _until_done(one.renew)
-    await _until_done(two.renew)
+    await until_accepted(one.renew)
+    await until_accepted(two.renew)
 
     assert set(await one.members("1", CHANNEL)) == {"a", "b"}
-    await _until_done(lambda: parts.brokers[0].subscribe("1", CHANNEL))
+    await until_accepted(lambda: parts.brokers[0].subscribe("1", CHANNEL))
     assert await one.leave("1", CHANNEL, "a", "1.1")
     await parts.watcher.heard("+a", "+b", "-a")
     await one.stop()
@@ -355,7 +355,7 @@ async def test_a_leave_that_redis_did_not_hear_of_is_made_at_the_next_renewal(
         await node.members("1", CHANNEL)
     parts.server.process.resume()
 
-    await _until_done(node.renew)
+    await until_accepted(node.renew)
 
     # The join that was given up came through before its leave.
     await parts.watcher.heard("+u", "-u", "+w", "-w")
@@ -379,7 +379,7 @@ async def test_the_lease_is_renewed_without_anyone_asking(parts: Parts) -> None:
     async with _admin(parts.server.url) as admin:
         first = await admin.zscore(key, "n0")
         async with asyncio.timeout(PATIENCE_S):
-            while await admin.zscore(key, "n0") == first:
+            while await admin.zscore(key, "n0") == first:  # noqa: ASYNC110  Redis tells nobody
                 await asyncio.sleep(0.01)
     await node.stop()
 
@@ -391,15 +391,3 @@ async def _admin(url: str) -> AsyncIterator[Any]:
         yield client
     finally:
         await client.aclose()
-
-
-async def _until_done(action: Callable[[], Any]) -> None:
-    """Tries until Redis is back."""
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            try:
-                await action()
-            except BrokerUnavailable:
-                await asyncio.sleep(0.02)
-            else:
-                return

@@ -16,7 +16,7 @@ import uvicorn
 
 from gateway.apps import App, Apps
 from gateway.auth import AuthError, Identity
-from gateway.broker import MemoryBroker, MemoryBus
+from gateway.broker import BrokerUnavailable, MemoryBroker, MemoryBus
 from gateway.commands import Reply
 from gateway.frames import push_body
 from gateway.node import Node, Publication
@@ -28,7 +28,7 @@ from persistence.clock import Clock
 from statemachine.goal import Role
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from datetime import datetime
 
     from gateway.broker import Broker
@@ -41,7 +41,27 @@ APP = App(id="1", key="app-key", secret="app-secret")
 
 def settings_for_tests(**changes: Any) -> Settings:
     """Settings that do not depend on this machine's environment."""
-    return Settings(**({"node_name": "test", "drain_s": 0} | changes))
+    fields: dict[str, Any] = {"node_name": "test", "drain_s": 0} | changes
+    return Settings(**fields)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Lets the loop turn until `condition` holds, for states that tell nobody of their change."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110  there is no event to wait for
+            await asyncio.sleep(0.001)
+
+
+async def until_accepted(action: Callable[[], Awaitable[object]]) -> None:
+    """Tries, as callers of a broker do, until it is not unavailable any more."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                await action()
+            except BrokerUnavailable:
+                await asyncio.sleep(0.02)
+            else:
+                return
 
 
 class TokensForTests:

@@ -1,4 +1,4 @@
-"""Fan-out, interest, two nodes, and a broker that fails; written to a transport or a real socket."""
+"""Fan-out, interest, two nodes, and a broker that fails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gateway.redis_broker import RedisBroker
 from gateway.redis_presence import RedisPresence
 from gateway.tasks import Tasks
 from persistence.embedded_redis import RedisServer
-from tests.gateway.harness import PATIENCE_S, running_gateway, settings_for_tests
+from tests.gateway.harness import running_gateway, settings_for_tests, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,9 +73,7 @@ class Field:
 
     async def quiet(self) -> None:
         """Waits until the channel has written everything and is quiet again."""
-        async with asyncio.timeout(PATIENCE_S):
-            while self.channel.batch is not None or self.channel.slicing:
-                await asyncio.sleep(0)
+        await until(lambda: self.channel.batch is None and not self.channel.slicing)
 
 
 def frames_of(*bodies: bytes) -> bytes:
@@ -229,11 +227,6 @@ class InterestBench:
         if self.hub.leave(connection, channel):
             self.interest.linger(channel)
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while not condition():
-                await asyncio.sleep(0.001)
-
 
 async def test_all_who_come_during_the_first_subscription_share_it() -> None:
     bench = InterestBench()
@@ -272,7 +265,7 @@ async def test_the_last_one_out_ends_the_interest_after_a_while() -> None:
     bench.leave(connection, channel)
     assert bench.broker.calls == ["+c"]
 
-    await bench.until(lambda: bench.hub.channel(("1", "c")) is None)
+    await until(lambda: bench.hub.channel(("1", "c")) is None)
     assert bench.broker.calls == ["+c", "-c"]
 
 
@@ -283,7 +276,7 @@ async def test_who_comes_back_in_time_finds_the_channel_still_heard() -> None:
     await bench.interest.hear(channel)
     bench.leave(connection, channel)
     bench.join()
-    await bench.until(lambda: not bench.interest._lingering)
+    await until(lambda: not bench.interest._lingering)
 
     assert channel.heard
     assert bench.broker.calls == ["+c"]

@@ -139,9 +139,8 @@ def test_messages_wait_for_the_subscription_before_them_but_pings_and_events_do_
     machine = protocol()
     machine.subscriptions["private-b"] = None
     subscribe(machine, "private-a", auth=sign_channel(APP, "1.2", "private-a"))
-    event = {"channel": "private-a", "data": 1}
 
-    assert send(machine, "client-x", **event) == ()
+    assert send(machine, "client-x", channel="private-a", data=1) == ()
     assert send(machine, "pusher:unsubscribe", data={"channel": "private-a"}) == ()
     assert sent(send(machine, "pusher:ping"))["event"] == "pusher:pong"
     [relayed] = send(machine, "client-x", channel="private-b", data=1)

@@ -14,13 +14,12 @@ from gateway.auth import sign_channel, sign_user
 from persistence.errors import StoreUnavailable
 from tests.gateway.harness import (
     APP,
-    PATIENCE_S,
     RawClient,
     masked_frame,
     running_gateway,
     settings_for_tests,
+    until,
 )
-
 
 # Opening
 
@@ -59,6 +58,7 @@ async def test_compression_is_refused_because_ready_frames_are_plain() -> None:
 async def test_the_protocol_versions_of_pushers_own_clients_are_served(version: str) -> None:
     async with running_gateway() as gateway:
         client = await gateway.connect(path=f"/app/app-key?protocol={version}")
+        await client.ping()
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ async def test_a_socket_that_is_gone_before_its_token_is_checked_leaves_nothing(
         client.writer.transport.abort()
         gateway.tokens.held.set()
 
-        await _until(lambda: not gateway.server.server_state.connections)
+        await until(lambda: not gateway.server.server_state.connections)
         assert gateway.count("duet_connections") == 0
 
 
@@ -272,7 +272,7 @@ async def test_a_clients_close_is_echoed_and_the_connection_ended() -> None:
 
         assert await client.frame() == (8, b"\x0f\xa0bye")
         await client.ended()
-        await _until(lambda: not gateway.server.server_state.connections)
+        await until(lambda: not gateway.server.server_state.connections)
 
 
 async def test_frames_behind_a_close_are_ignored() -> None:
@@ -440,8 +440,8 @@ async def test_members_come_and_go_once_per_user_and_not_for_themselves() -> Non
 
 async def test_a_full_presence_channel_refuses_new_members_only() -> None:
     async with running_gateway(settings_for_tests(presence_max_members=1)) as gateway:
-        first = await _member(gateway, "u")
-        again = await _member(gateway, "u")
+        await _member(gateway, "u")
+        await _member(gateway, "u")
         async with await gateway.connect() as late:
             shown = '{"user_id":"x"}'
             auth = sign_channel(APP, late.socket_id, "presence-a", shown)
@@ -452,7 +452,6 @@ async def test_a_full_presence_channel_refuses_new_members_only() -> None:
                 "pusher:subscription_error",
                 "LimitReached",
             )
-        await first.close()
 
 
 # Snapshot and gate
@@ -677,7 +676,7 @@ async def test_a_peer_that_ignores_the_close_is_aborted() -> None:
         await client.refused()
 
         await client.ended()
-        await _until(lambda: not gateway.server.server_state.connections)
+        await until(lambda: not gateway.server.server_state.connections)
 
 
 async def test_an_authorized_only_app_closes_those_who_stay_anonymous() -> None:
@@ -713,7 +712,7 @@ async def test_a_stalled_reader_is_aborted_while_the_others_get_everything() -> 
             await gateway.push("c", n=number, pad="x" * 20_000)
             assert json.loads((await reading.event())["data"])["n"] == number
 
-        await _until(lambda: gateway.count("duet_slow_aborts_total") == 1)
+        await until(lambda: gateway.count("duet_slow_aborts_total") == 1)
         await reading.ping()
 
 
@@ -767,10 +766,3 @@ async def _member(gateway: Any, user_id: str) -> RawClient:
     auth = sign_channel(APP, client.socket_id, "presence-a", shown)
     await client.subscribed("presence-a", auth, channel_data=shown)
     return client
-
-
-async def _until(condition: Any) -> None:
-    """Lets the loop turn until the condition holds."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.005)
