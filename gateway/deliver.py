@@ -13,6 +13,7 @@ import structlog
 
 from gateway.broker import BrokerUnavailable, Publication
 from gateway.frames import push_body
+from persistence.abandoned import AbandonedTransactions
 from persistence.errors import StoreError
 from persistence.faults import Step, reached
 from persistence.intents import Delivery, Done, Refused
@@ -42,12 +43,13 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 # Run by the commit's own process before the reply, so that the outbox need not run it again.
-_PASS_DROPPER = "invalidate_get_session_token_view_cache"
-_DROPPED_BEFORE_REPLY = frozenset({_PASS_DROPPER})
+_DROPS_PASSES = "invalidate_get_session_token_view_cache"
+_DROPPED_BEFORE_REPLY = frozenset({_DROPS_PASSES})
 _CLAIM_LIMIT = 64
 _DELIVERIES_AT_ONCE = 16
 _PUBLICATIONS_AT_ONCE = 500
 _FOLLOW_TIME_EVERY_S = 10.0
+_FREE_ABANDONED_EVERY_S = 1.0
 
 
 class Publisher(Protocol):
@@ -85,6 +87,7 @@ class Deliverer:
     ) -> None:
         self.outbox = Outbox(store, registry, self)
         self._store = store
+        self._abandoned = AbandonedTransactions(store)
         self._deadlines = deadlines
         self._passes = passes
         self._publisher = publisher
@@ -98,23 +101,25 @@ class Deliverer:
 
     async def start(self) -> None:
         """Takes over what an earlier process of this node's name left, and starts the loops."""
+        await self._abandoned.free_predecessors()
         taken = await self.outbox.take_over()
         if taken:
             _log.info("taken_over", goals=taken)
         self._publisher.spawn(self._run_outboxes(), "outboxes")
         self._publisher.spawn(self._run_deadlines(), "deadlines")
         self._publisher.spawn(self._follow_time(), "database time")
+        self._publisher.spawn(self._free_abandoned(), "abandoned transactions")
 
     async def after_commit(self, done: Done) -> None:
         """Drops the cached passes before anyone hears of the commit, then delivers in a task."""
         ran: frozenset[str] = frozenset()
         if not done.deliveries:
             return
-        reached(Step.BEFORE_RECEIVER, _PASS_DROPPER)
+        reached(Step.BEFORE_RECEIVER, _DROPS_PASSES)
         try:
             async with asyncio.timeout(self._cache_deadline_s):
                 await self._passes.drop(done.session_id)
-            reached(Step.AFTER_RECEIVER, _PASS_DROPPER)
+            reached(Step.AFTER_RECEIVER, _DROPS_PASSES)
             ran = _DROPPED_BEFORE_REPLY
         except (BrokerUnavailable, TimeoutError) as error:
             _log.warning("pass_cache_not_dropped", session=done.session_id, why=str(error))
@@ -250,6 +255,14 @@ class Deliverer:
             return
         await self.after_commit(answer)
         reached(Step.BEFORE_REPLY, due.command)
+
+    async def _free_abandoned(self) -> None:
+        while True:
+            await asyncio.sleep(_FREE_ABANDONED_EVERY_S)
+            try:
+                await self._abandoned.free_inactive()
+            except StoreError as error:
+                _log.warning("abandoned_transactions_not_freed", why=str(error))
 
     async def _follow_time(self) -> None:
         while True:

@@ -97,15 +97,24 @@ class StoreOptions:
 
 
 class Store:
-    """MongoDB as the rest of Duet uses it."""
+    """MongoDB as the rest of Duet uses it.
+
+    Attributes:
+        owner: this process: the node's name, by which a restarted node knows what its predecessor
+            had claimed, and a part that is new in each process.
+    """
 
     def __init__(
-        self, client: AsyncMongoClient[Row], database: str, clock: Clock, options: StoreOptions
+        self,
+        client: AsyncMongoClient[Row],
+        database: str,
+        owner: str,
+        clock: Clock,
+        options: StoreOptions,
     ) -> None:
         self.clock = clock
         self.options = options
-        # A restarted node knows by its name which claims its predecessor left behind.
-        self.owner = f"{options.node_name}/{uuid.uuid4().hex[:12]}"
+        self.owner = owner
         self._client = client
         self._database = client.get_database(database)
         # Inside a transaction a write may not name its own write concern; alone it must.
@@ -158,6 +167,16 @@ class Store:
         return self._alone.goals.database[name]
 
     @property
+    def database_name(self) -> str:
+        """The name of Duet's database."""
+        return self._database.name
+
+    @property
+    def admin(self) -> AsyncDatabase[Row]:
+        """MongoDB's own database, for commands about the server."""
+        return self._client.admin
+
+    @property
     def _collections(self) -> _Collections:
         return self._joining if _in_transaction.get() else self._alone
 
@@ -172,8 +191,9 @@ class Store:
                 deadline, or what answers is no replica set (transactions need one).
         """
         options = options or StoreOptions()
-        store = cls(_client(url, options), database, clock, options)
-        client = store._client
+        owner = f"{options.node_name}/{uuid.uuid4().hex[:12]}"
+        client = _client(url, application_name(database, owner), options)
+        store = cls(client, database, owner, clock, options)
         try:
             with pymongo.timeout(options.deadline_s * 10):
                 _check_replica_set(await client.admin.command("hello"))
@@ -272,7 +292,12 @@ class Store:
             )
 
 
-def _client(url: str, options: StoreOptions) -> AsyncMongoClient[Row]:
+def application_name(database: str, owner: str) -> str:
+    """The name under which a process connects; MongoDB allows 128 bytes."""
+    return f"duet/{database}/{owner}"[:128]
+
+
+def _client(url: str, name: str, options: StoreOptions) -> AsyncMongoClient[Row]:
     """The driver's client; it connects when it is first used."""
     try:
         return AsyncMongoClient(
@@ -281,7 +306,7 @@ def _client(url: str, options: StoreOptions) -> AsyncMongoClient[Row]:
             maxPoolSize=options.pool_size,
             retryWrites=True,
             retryReads=True,
-            appname="duet",
+            appname=name,
             serverSelectionTimeoutMS=int(options.deadline_s * 1000),
             connectTimeoutMS=int(options.deadline_s * 1000),
             heartbeatFrequencyMS=2000,
