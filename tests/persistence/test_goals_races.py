@@ -1,0 +1,325 @@
+"""Many commands at once, over two nodes: one winner, and the losers hear what they lost to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from bson import ObjectId
+
+from persistence.errors import StoreUnavailable
+from persistence.faults import Step
+from persistence.intents import Done, Refused
+from statemachine.goal import CommandName
+from tests.persistence.world import VIEWER, code_of, goal_id_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+
+    from pymongo import MongoClient
+
+    from persistence.intents import Answer
+    from tests.persistence.world import Steps, World
+
+
+async def all_of(commands: Sequence[Awaitable[Answer]]) -> list[Answer]:
+    return list(await asyncio.gather(*commands))
+
+
+def accounts(world: World) -> dict[str, int]:
+    """What each account has gained or lost, over the whole ledger."""
+    sums: Counter[str] = Counter()
+    for row in world.raw["escrow"].find():
+        sums[row["debit"]] -= row["amount"]
+        sums[row["credit"]] += row["amount"]
+    return dict(sums)
+
+
+async def test_of_200_agrees_and_disagrees_on_one_goal_exactly_one_wins(world: World) -> None:
+    other = await world.add_node()
+    goal_id = await world.invited(await world.session())
+    names = [CommandName.AGREE, CommandName.DISAGREE]
+
+    answers = await all_of(
+        [
+            world.ask(names[turn % 2], goal_id, node=(world.node, other)[turn // 2 % 2])
+            for turn in range(200)
+        ]
+    )
+
+    [winner] = [answer for answer in answers if isinstance(answer, Done)]
+    losers = [answer for answer in answers if isinstance(answer, Refused)]
+    agreed = winner.goal["state"] == "agreed"
+    assert len(losers) == 199
+    assert {loser.code for loser in losers} == {
+        "goal_already_agreed" if agreed else "goal_already_declined"
+    }
+    for loser in losers:
+        assert loser.goal == winner.goal
+    assert world.movements(goal_id) == (["hold"] if agreed else ["hold", "release"])
+    assert world.goal_row(goal_id)["version"] == 2
+    assert len(winner.deliveries) == 1
+
+
+async def test_of_agrees_on_20_goals_of_one_session_one_wins_and_the_others_are_refunded(
+    world: World,
+) -> None:
+    other = await world.add_node()
+    session = await world.session()
+    goal_ids = [await world.invited(session, f"viewer{number}") for number in range(20)]
+
+    answers = await all_of(
+        [
+            world.ask(CommandName.AGREE, goal_id, node=(world.node, other)[number % 2])
+            for number, goal_id in enumerate(goal_ids)
+        ]
+    )
+
+    [winner] = [answer for answer in answers if isinstance(answer, Done)]
+    winner_id = goal_id_of(winner)
+    for goal_id, answer in zip(goal_ids, answers, strict=True):
+        row = world.goal_row(goal_id)
+        if goal_id == winner_id:
+            assert (row["state"], world.movements(goal_id)) == ("agreed", ["hold"])
+            continue
+        assert isinstance(answer, Refused)
+        assert answer.code == "goal_already_declined"
+        assert answer.goal is not None
+        assert answer.goal["reason"] == "superseded"
+        assert (row["state"], row["reason"]) == ("declined", "superseded")
+        assert world.movements(goal_id) == ["hold", "release"]
+    assert list(world.session_row(session)["exclusive_goal_pairs"]) == [
+        winner.goal["conditions"]["exclusive_to"]
+    ]
+    assert accounts(world)["escrow"] == 500
+    assert sum(accounts(world).values()) == 0
+    assert len(winner.deliveries) == 20
+
+
+async def test_of_an_agree_and_a_withdraw_one_wins_and_the_money_knows_which(
+    world: World,
+) -> None:
+    other = await world.add_node()
+    for _ in range(10):
+        session = await world.session()
+        goal_id = await world.invited(session)
+
+        agree, withdraw = await all_of(
+            [
+                world.ask(CommandName.AGREE, goal_id),
+                world.withdraw(goal_id, node=other),
+            ]
+        )
+
+        assert isinstance(agree, Done) is not isinstance(withdraw, Done)
+        if isinstance(agree, Done):
+            assert world.movements(goal_id) == ["hold"]
+            assert code_of(withdraw) == "goal_already_agreed"
+            await world.node.deliver(await world.ask(CommandName.START, goal_id))
+            await world.node.deliver(await world.ask(CommandName.FINISH, goal_id))
+        else:
+            assert world.movements(goal_id) == ["hold", "release"]
+            assert code_of(agree) == "goal_already_declined"
+
+
+async def test_of_a_start_and_a_refund_one_moves_the_money(world: World) -> None:
+    other = await world.add_node()
+    for number in range(10):
+        session = await world.session(f"streamer{number}")
+        goal_id = await world.agreed(session)
+        world.clock.shift(65)
+
+        start, [refund] = await asyncio.gather(
+            world.ask(CommandName.START, goal_id, by=f"streamer{number}"),
+            other.fire_due(),
+        )
+
+        captured = isinstance(start, Done)
+        assert captured is not isinstance(refund, Done)
+        assert world.movements(goal_id) == ["hold", "capture" if captured else "release"]
+        assert world.raw["goals"].count_documents({"trigger_goal": ObjectId(goal_id)}) == captured
+        world.raw["goals"].update_many({}, {"$unset": {"due_at": ""}})
+
+
+async def test_of_invitations_of_one_viewer_at_once_one_stands(world: World) -> None:
+    other = await world.add_node()
+    session = await world.session()
+
+    answers = await all_of(
+        [world.invite(session, node=(world.node, other)[turn % 2]) for turn in range(12)]
+    )
+
+    codes = Counter(code_of(answer) for answer in answers)
+    assert codes == {"ok": 1, "already_invited": 11}
+    assert world.raw["goals"].count_documents({}) == 1
+    assert accounts(world) == {"viewer:ben": -500, "escrow": 500}
+
+
+async def test_invitations_of_many_viewers_at_once_all_stand(world: World) -> None:
+    other = await world.add_node()
+    session = await world.session()
+
+    answers = await all_of(
+        [
+            world.invite(session, f"viewer{turn}", node=(world.node, other)[turn % 2])
+            for turn in range(24)
+        ]
+    )
+
+    assert {code_of(answer) for answer in answers} == {"ok"}
+    row = world.session_row(session)
+    assert len(row["exclusive_goal_pairs"]) == 24
+    assert row["version"] == 25
+
+
+async def test_an_invitation_that_races_the_end_of_the_stream_is_refused_or_refunded(
+    world: World,
+) -> None:
+    other = await world.add_node()
+    for number in range(8):
+        session = await world.session(f"streamer{number}")
+
+        answer, _ = await asyncio.gather(
+            world.invite(session, node=other), world.node.sessions.end(session)
+        )
+
+        if isinstance(answer, Refused):
+            assert answer.code == "session_ended"
+            assert world.raw["goals"].count_documents({"conditions.session_id": session.id}) == 0
+        else:
+            row = world.goal_row(goal_id_of(answer))
+            assert (row["state"], row["reason"]) == ("declined", "stream_ended")
+            assert world.movements(goal_id_of(answer)) == ["hold", "release"]
+
+
+# --- forced interleavings -------------------------------------------------------------------
+
+
+async def test_who_was_overtaken_between_decision_and_commit_decides_again(
+    world: World, steps: Steps
+) -> None:
+    goal_id = await world.invited(await world.session())
+
+    def another_node_declines() -> None:
+        world.raw["goals"].update_one(
+            {"_id": ObjectId(goal_id)},
+            {
+                "$set": {"state": "declined", "reason": "withdrawn", "active": False},
+                "$inc": {"version": 1},
+            },
+        )
+
+    steps.once(Step.AFTER_DECIDE, "agree", another_node_declines)
+
+    answer = await world.ask(CommandName.AGREE, goal_id)
+
+    assert isinstance(answer, Refused)
+    assert answer.code == "goal_already_declined"
+    assert answer.goal is not None
+    assert answer.goal["reason"] == "withdrawn"
+    assert world.movements(goal_id) == ["hold"]
+
+
+async def test_a_session_that_changed_under_a_command_is_read_again(
+    world: World, steps: Steps
+) -> None:
+    session = await world.session()
+    goal_id = await world.invited(session)
+
+    def the_stream_ends() -> None:
+        world.raw["sessions"].update_one(
+            {"_id": session.id}, {"$set": {"active": False}, "$inc": {"version": 1}}
+        )
+
+    steps.once(Step.AFTER_DECIDE, "agree", the_stream_ends)
+
+    answer = await world.ask(CommandName.AGREE, goal_id)
+
+    assert code_of(answer) == "session_ended"
+    assert world.goal_row(goal_id)["state"] == "invited"
+
+
+async def test_a_write_conflict_inside_the_transaction_is_tried_again(
+    world: World, steps: Steps
+) -> None:
+    """MongoDB aborts the transaction; the driver runs it once more, and it sees the change."""
+    session = await world.session()
+    goal_id = await world.invited(session)
+
+    def another_node_writes_the_session() -> None:
+        world.raw["sessions"].update_one(
+            {"_id": session.id},
+            {"$set": {"rtc_sources": ["camera"]}, "$inc": {"version": 1}},
+        )
+
+    steps.once(Step.IN_TRANSACTION, "agree", another_node_writes_the_session)
+
+    answer = await world.ask(CommandName.AGREE, goal_id)
+
+    assert code_of(answer) == "ok"
+    assert steps.details(Step.IN_TRANSACTION).count("agree") >= 2
+    row = world.session_row(session)
+    assert (row["version"], row["rtc_sources"]) == (4, ["camera"])
+    assert row["status"] == {"exclusive_to": ["ben"]}
+    assert len(world.goal_row(goal_id)["outbox"]) == 1
+
+
+async def test_an_invitation_overtaken_in_its_session_is_decided_again(
+    world: World, steps: Steps
+) -> None:
+    session = await world.session()
+
+    def another_node_agrees_someone_else() -> None:
+        world.raw["sessions"].update_one(
+            {"_id": session.id},
+            {"$set": {"status.exclusive_to": ["cleo"]}, "$inc": {"version": 1}},
+        )
+
+    steps.once(Step.AFTER_DECIDE, "invite", another_node_agrees_someone_else)
+
+    answer = await world.invite(session)
+
+    assert code_of(answer) == "session_busy"
+    assert world.documents()["goals"] == world.documents()["escrow"] == []
+
+
+async def test_a_goal_locked_by_another_transaction_is_a_retryable_fault_in_time(
+    world: World, mongodb_client: MongoClient[dict[str, Any]]
+) -> None:
+    """Somebody else's transaction stays open: the command gives up at its deadline, all undone."""
+    hasty = await world.add_node(deadline_s=0.6)
+    goal_id = await world.invited(await world.session())
+    before = world.documents()
+
+    with mongodb_client.start_session() as holder, holder.start_transaction():
+        world.raw["goals"].update_one(
+            {"_id": ObjectId(goal_id)}, {"$inc": {"version": 1}}, session=holder
+        )
+        async with asyncio.timeout(5):
+            with pytest.raises(StoreUnavailable):
+                await world.withdraw(goal_id, node=hasty)
+        holder.abort_transaction()
+
+    assert world.documents() == before
+    assert code_of(await world.withdraw(goal_id, VIEWER, node=hasty)) == "ok"
+
+
+async def test_a_cancelled_command_happened_as_a_whole_or_not_at_all(world: World) -> None:
+    session = await world.session()
+    for number in range(12):
+        goal_id = await world.invited(session, f"viewer{number}")
+        before = world.documents()
+
+        command = asyncio.ensure_future(world.ask(CommandName.DISAGREE, goal_id))
+        for _ in range(number * 2):
+            await asyncio.sleep(0)
+        command.cancel()
+        [outcome] = await asyncio.gather(command, return_exceptions=True)
+
+        if isinstance(outcome, asyncio.CancelledError):
+            row = world.goal_row(goal_id)
+            moved = row["state"] == "declined"
+            assert world.movements(goal_id) == (["hold", "release"] if moved else ["hold"])
+            assert moved or world.documents() == before

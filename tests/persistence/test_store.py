@@ -1,0 +1,287 @@
+"""The connection: its deadline, its queue, its transactions, and faults as one kind of error."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pymongo.errors import (
+    AutoReconnect,
+    DuplicateKeyError,
+    ExecutionTimeout,
+    OperationFailure,
+    ServerSelectionTimeoutError,
+)
+
+from persistence.clock import Clock
+from persistence.embedded_process import free_port
+from persistence.errors import Conflict, StoreOverloaded, StoreUnavailable
+from persistence.store import Store, StoreOptions
+
+if TYPE_CHECKING:
+    from tests.persistence.world import World
+
+
+async def test_a_store_answers(world: World) -> None:
+    await world.node.store.ping()
+
+
+def test_where_nothing_listens_the_store_says_so_in_one_line() -> None:
+    url = f"mongodb://127.0.0.1:{free_port()}"
+
+    with pytest.raises(StoreUnavailable) as raised:
+        asyncio.run(Store.open(url, "duet", Clock(), StoreOptions(deadline_s=0.1)))
+
+    text = str(raised.value)
+    assert text.startswith("MongoDB can't be used: ")
+    assert "\n" not in text
+    # The driver's monitor, cancelled while it connects, leaves its socket to the collector.
+    del raised
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+async def test_an_address_that_is_none_is_unavailable_too() -> None:
+    with pytest.raises(StoreUnavailable, match="MongoDB can't be used"):
+        await Store.open("mongodb://", "duet", Clock(), StoreOptions(deadline_s=0.1))
+
+
+async def test_a_store_that_was_closed_is_unavailable(world: World) -> None:
+    node = await world.add_node()
+    await node.store.close()
+
+    with pytest.raises(StoreUnavailable):
+        await node.store.ping()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        AutoReconnect("connection closed"),
+        ServerSelectionTimeoutError("nobody there, Timeout: 30s, Topology: …\nmore"),
+        ExecutionTimeout("too slow", 50, {}),
+        OperationFailure("not primary", 10107, {}),
+    ],
+)
+async def test_the_drivers_errors_become_one(world: World, fault: Exception) -> None:
+    with pytest.raises(StoreUnavailable) as raised:
+        async with world.node.store.reading():
+            raise fault
+
+    assert raised.value.__cause__ is fault
+    assert "Topology" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "outcome", [DuplicateKeyError("taken", 11000, {}), Conflict(), StoreOverloaded("full")]
+)
+async def test_outcomes_that_the_code_asks_for_pass_as_they_are(
+    world: World, outcome: Exception
+) -> None:
+    with pytest.raises(type(outcome)) as raised:
+        async with world.node.store.reading():
+            raise outcome
+
+    assert raised.value is outcome
+
+
+async def test_what_does_not_answer_in_time_is_unavailable(world: World) -> None:
+    hasty = await world.add_node(deadline_s=0.3)
+
+    async with asyncio.timeout(5):
+        with pytest.raises(StoreUnavailable, match="did not answer in time"):
+            async with hasty.store.reading():
+                await asyncio.Event().wait()
+
+
+async def test_a_slow_query_is_ended_at_the_deadline(world: World) -> None:
+    hasty = await world.add_node(deadline_s=0.4)
+    await world.session()
+
+    async with asyncio.timeout(5):
+        with pytest.raises(StoreUnavailable):
+            async with hasty.store.reading():
+                await hasty.store.sessions.find_one(
+                    {"$where": "const end = Date.now() + 3000; while (Date.now() < end) {}"}
+                )
+
+    await world.node.store.ping()
+
+
+# --- the queue ------------------------------------------------------------------------------
+
+
+async def test_one_more_than_the_queue_holds_is_refused_at_once(world: World) -> None:
+    node = await world.add_node(concurrency=1, queue_size=2)
+    release = asyncio.Event()
+
+    async def hold() -> None:
+        async with node.store.turn():
+            await release.wait()
+
+    holders = [asyncio.ensure_future(hold()) for _ in range(3)]
+    await asyncio.sleep(0)
+
+    with pytest.raises(StoreOverloaded):
+        async with node.store.turn():
+            pass
+    release.set()
+    await asyncio.gather(*holders)
+    async with node.store.turn():
+        pass
+
+
+async def test_turns_are_given_in_order_of_arrival(world: World) -> None:
+    node = await world.add_node(concurrency=2)
+    order: list[int] = []
+
+    async def take(number: int) -> None:
+        async with node.store.turn():
+            order.append(number)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(take(number) for number in range(20)))
+
+    assert order == list(range(20))
+
+
+async def test_no_more_run_at_once_than_the_store_allows(world: World) -> None:
+    node = await world.add_node(concurrency=3)
+    inside = most = 0
+
+    async def take() -> None:
+        nonlocal inside, most
+        async with node.store.turn():
+            inside += 1
+            most = max(most, inside)
+            await asyncio.sleep(0)
+            inside -= 1
+
+    await asyncio.gather(*(take() for _ in range(20)))
+
+    assert most == 3
+
+
+async def test_who_gives_up_waiting_leaves_no_gap_in_the_queue(world: World) -> None:
+    node = await world.add_node(concurrency=1, queue_size=1)
+    async with node.store.turn():
+        for _ in range(3):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0), node.store.turn():
+                    pass
+
+    async with node.store.turn():
+        pass
+    assert node.store._waiting == 0
+
+
+async def test_commands_over_the_queue_are_refused_and_the_others_done(world: World) -> None:
+    node = await world.add_node(concurrency=1, queue_size=3)
+    sessions = [await world.session(f"streamer{number}") for number in range(12)]
+
+    answers = await asyncio.gather(
+        *(world.invite(session, node=node) for session in sessions), return_exceptions=True
+    )
+
+    refused = [answer for answer in answers if isinstance(answer, StoreOverloaded)]
+    done = len(answers) - len(refused)
+    assert refused
+    assert done >= 4
+    assert world.raw["goals"].count_documents({}) == done
+
+
+async def test_a_lock_is_each_sessions_own_and_kept_while_somebody_holds_it(
+    world: World,
+) -> None:
+    store = world.node.store
+    lock = store.session_lock("a")
+
+    async with lock:
+        assert store.session_lock("a") is lock
+        assert store.session_lock("b") is not lock
+    del lock
+
+    assert "a" not in store._session_locks
+
+
+# --- transactions ---------------------------------------------------------------------------
+
+
+async def test_a_transaction_is_written_as_a_whole_or_not_at_all(world: World) -> None:
+    store = world.node.store
+
+    async def body(fails: bool) -> str:
+        await store.requests.insert_one({"_id": "one"})
+        await store.goal_records.insert_one({"_id": "two"})
+        if fails:
+            raise Conflict
+        return "written"
+
+    with pytest.raises(Conflict):
+        await store.transact(lambda: body(fails=True))
+    assert world.documents()["requests"] == world.documents()["goal_records"] == []
+
+    assert await store.transact(lambda: body(fails=False)) == "written"
+    assert len(world.documents()["requests"]) == len(world.documents()["goal_records"]) == 1
+
+
+async def test_nobody_sees_a_transaction_before_its_commit(world: World) -> None:
+    store = world.node.store
+    seen: list[Any] = []
+
+    async def body() -> None:
+        await store.requests.insert_one({"_id": "one"})
+        seen.append(world.documents()["requests"])
+        seen.append(await store.requests.find_one({"_id": "one"}))
+
+    await store.transact(body)
+
+    assert seen == [[], {"_id": "one"}]
+
+
+async def test_a_write_outside_joins_no_transaction_and_waits_for_the_majority(
+    world: World,
+) -> None:
+    store = world.node.store
+    inside: list[Any] = []
+
+    async def body() -> None:
+        inside.append(store.goals.write_concern.document)
+
+    await store.transact(body)
+
+    assert inside == [{}]
+    assert store.goals.write_concern.document == {"w": "majority"}
+
+
+async def test_tasks_beside_a_transaction_do_not_join_it(world: World) -> None:
+    store = world.node.store
+    started, written = asyncio.Event(), asyncio.Event()
+
+    async def body() -> None:
+        started.set()
+        await written.wait()
+        raise Conflict
+
+    async def beside() -> None:
+        await started.wait()
+        await store.requests.insert_one({"_id": "beside"})
+        written.set()
+
+    await asyncio.gather(store.transact(body), beside(), return_exceptions=True)
+
+    assert world.documents()["requests"] == [{"_id": "beside"}]
+
+
+async def test_each_process_has_an_owner_of_its_own_under_its_nodes_name(world: World) -> None:
+    again = await world.add_node(node_name="node0")
+
+    assert world.node.store.owner.startswith("node0/")
+    assert again.store.owner.startswith("node0/")
+    assert again.store.owner != world.node.store.owner
