@@ -13,6 +13,8 @@ import typer
 
 from gateway.auth import USER_ID_PATTERN
 from gateway.bench.cli import app as bench
+from gateway.cli_escrow import app as escrow
+from gateway.cli_migrate import migrate
 from gateway.preflight import (
     Finding,
     apps_of,
@@ -182,3 +184,5 @@ def doctor() -> None:
 
 
 app.add_typer(bench, name="bench")
+app.add_typer(escrow, name="escrow")
+app.command()(migrate)

@@ -42,6 +42,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_GOAL = "unknown_goal"
     UNKNOWN_SESSION = "unknown_session"
     ALREADY_INVITED = "already_invited"
+    PAYMENT_REFUSED = "payment_refused"
     BAD_USER_ID = "bad_user_id"
     BAD_REQUEST_ID = "bad_request_id"
     REQUEST_ID_REUSED = "request_id_reused"
@@ -105,6 +106,7 @@ ERRORS: Final[dict[ErrorCode, ErrorSpec]] = {
     _E.UNKNOWN_GOAL: _no(404, "There is no such goal."),
     _E.UNKNOWN_SESSION: _no(404, "There is no such session."),
     _E.ALREADY_INVITED: _no(409, "Your invitation to this stream is still open."),
+    _E.PAYMENT_REFUSED: _no(402, "The payment was refused."),
     _E.BAD_USER_ID: _no(
         400, "A user id has 1 to 64 of the characters A-Z, a-z, 0-9 and _ = @ , ; -."
     ),

@@ -73,7 +73,13 @@ def apps_of(settings: Settings) -> Apps:
 
 def check_settings(settings: Settings) -> list[Finding]:
     """What can be said without asking anybody else."""
-    findings = [*_keys(settings), *_pass(settings), *_tls(settings), *_apps(settings)]
+    findings = [
+        *_keys(settings),
+        *_pass(settings),
+        *_tls(settings),
+        *_apps(settings),
+        *_escrow(settings),
+    ]
     if settings.node_lease_s <= settings.redis_timeout_s:
         findings.append(_bad("DUET_NODE_LEASE_S", "must be longer than DUET_REDIS_TIMEOUT_S"))
     return findings
@@ -140,6 +146,23 @@ def _pass(settings: Settings) -> list[Finding]:
         return []
     fault = _secret_fault(settings.pass_secret)
     return [_bad("DUET_PASS_SECRET", fault)] if fault else []
+
+
+def _escrow(settings: Settings) -> list[Finding]:
+    """The payment service is told whom to pay: nobody else may listen or speak in our name."""
+    url = settings.escrow_url
+    if url is None:
+        if settings.escrow_secret is not None:
+            return [_bad("DUET_ESCROW_URL", "must be set together with DUET_ESCROW_SECRET")]
+        return []
+    if not re.match(r"https://[^/]|http://(localhost|127\.0\.0\.1|\[::1\])([:/]|$)", url):
+        return [_bad("DUET_ESCROW_URL", "must be an https:// address, or one of this machine")]
+    if settings.escrow_secret is None:
+        return [_bad("DUET_ESCROW_SECRET", "must be set together with DUET_ESCROW_URL")]
+    fault = _secret_fault(settings.escrow_secret)
+    if fault is not None:
+        return [_bad("DUET_ESCROW_SECRET", fault)]
+    return [_good("DUET_ESCROW_URL", url)]
 
 
 def _tls(settings: Settings) -> list[Finding]:

@@ -172,6 +172,25 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=31_536_000, description="Longest duration that can be paid ahead.")
     ] = 86_400
 
+    # Payment service
+    escrow_url: Annotated[
+        Text | None,
+        Field(
+            description="Base address of the platform's payment service; unset: the ledger alone."
+        ),
+    ] = None
+    escrow_secret: Annotated[
+        Text | None,
+        Field(repr=False, description="Key that signs calls to it, at least 32 bytes."),
+    ] = None
+    escrow_timeout_s: Annotated[
+        float, Field(gt=0, le=60, description="How long one call to it may take.")
+    ] = 1.0
+    escrow_give_up_s: Annotated[
+        float,
+        Field(gt=0, le=2_592_000, description="Age at which an unanswered call is a dead letter."),
+    ] = 86_400
+
     # Sockets
     activity_timeout_s: Annotated[
         float, Field(gt=0, le=3_600, description="Silence after which either side pings.")

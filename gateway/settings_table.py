@@ -18,6 +18,7 @@ _GROUPS: Final = {
     "mongodb_url": "MongoDB, Redis and the apps",
     "jwt_secret": "Identity",
     "invitation_ttl_s": "Invitations",
+    "escrow_url": "Payment service",
     "activity_timeout_s": "Sockets",
     "max_message_bytes": "Limits of the wire",
     "lease_s": "Workers and leases",

@@ -36,6 +36,7 @@ class Telemetry:
         self._make_socket_metrics()
         self._make_broker_metrics()
         self._make_goal_metrics()
+        self._make_escrow_metrics()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
@@ -99,6 +100,28 @@ class Telemetry:
         self.goals_ended: Counter = self._counter(
             "goals_ended_total", "Goals that stopped being active, by reason.", "reason"
         )
+
+    def _make_escrow_metrics(self) -> None:
+        self.escrow_pending: Gauge = self._gauge(
+            "escrow_calls_pending", "Calls that the payment service has not acknowledged."
+        )
+        self.escrow_dead: Gauge = self._gauge(
+            "escrow_calls_dead", "Dead letters: calls that wait for an operator."
+        )
+        self.escrow_oldest: Gauge = self._gauge(
+            "escrow_oldest_call_seconds", "Age of the oldest call that is pending, 0 without one."
+        )
+        self.escrow_duration: Histogram = self._histogram(
+            "escrow_call_duration_seconds",
+            "Calls to the payment service, by call and verdict.",
+            _COMMAND_BUCKETS_S,
+            "call",
+            "verdict",
+        )
+
+    def escrow_answered(self, call: str, verdict: str, duration_s: float) -> None:
+        """Counts one answer of the payment service, or that there was none."""
+        self.escrow_duration.labels(call, verdict).observe(duration_s)
 
     def command_done(self, command: str, outcome: str, duration_s: float) -> None:
         """Counts one answered command; `outcome` is `ok` or the error's code."""

@@ -6,9 +6,12 @@ and what is under way ends, then the connections to Redis and MongoDB are closed
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gateway.deliver import Deliverer
+from gateway.escrow_client import EscrowClient
+from gateway.escrow_worker import EscrowWorker, warn_of_waiting_calls
 from gateway.extensions import ExtensionError, receivers_with
 from gateway.goal_commands import GoalCommands
 from gateway.node import Node, new_node_id
@@ -23,6 +26,7 @@ from gateway.token_keys import authorizer_of
 from persistence.clock import Clock
 from persistence.deadlines import Deadlines
 from persistence.errors import StoreUnavailable
+from persistence.escrow_calls import EscrowBook, EscrowCalls
 from persistence.goals import Goals
 from persistence.sessions import Sessions
 from persistence.store import Store, StoreOptions
@@ -47,6 +51,8 @@ _VIEW_TTL_S: Final = 60
 _STORE_SHARE: Final = 0.8
 # Of a command's time, what dropping cached views may take before the reply goes out without.
 _DROP_SHARE: Final = 0.15
+# How long a cancelled loop may take to end before it is asked again.
+_ASK_AGAIN_S: Final = 0.2
 
 
 class StartError(Exception):
@@ -54,13 +60,23 @@ class StartError(Exception):
 
 
 class _NodePublisher:
-    """What the deliver phase needs of the node and of presence."""
+    """What the deliver phase needs of the node and of presence.
 
-    __slots__ = ("_node", "_presence")
+    Attributes:
+        loops: What the deliverer spawns when it starts: tasks that end only by being cancelled.
+    """
+
+    __slots__ = ("_node", "_presence", "_starting", "loops")
 
     def __init__(self, node: Node, presence: Presence) -> None:
         self._node = node
         self._presence = presence
+        self._starting = True
+        self.loops: list[asyncio.Task[None]] = []
+
+    def started(self) -> None:
+        """From here on tasks end by themselves."""
+        self._starting = False
 
     async def publish(self, publications: Sequence[Publication]) -> None:
         """Publishes; raises `BrokerUnavailable`."""
@@ -76,7 +92,21 @@ class _NodePublisher:
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         """Runs a task that the node owns."""
-        self._node.spawn(coroutine, name)
+        task = self._node.spawn(coroutine, name)
+        if self._starting:
+            self.loops.append(task)
+
+    async def stop_loops(self) -> None:
+        """Ends the loops before the node, which would give them its whole grace to end.
+
+        A cancelled call of PyMongo may return as if nothing had been asked (`asyncio.wait_for` of
+        Python 3.11 loses a cancellation that comes with the answer), so each is asked until it is
+        done. Without this a stop once took for ever.
+        """
+        while running := [task for task in self.loops if not task.done()]:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=_ASK_AGAIN_S)
 
 
 async def open_parts(
@@ -106,16 +136,20 @@ async def open_parts(
     stack.push_async_callback(authorizer.close)
     redis = _redis_parts(settings)
     stack.push_async_callback(redis.client.aclose)
-    store = await _open_store(settings, clock)
+    store = await open_store(settings, clock)
     stack.push_async_callback(store.close)
     node = Node(settings, apps, redis.broker, redis.presence, clock, authorizer, None, telemetry)
-    goals = Goals(store, registry, _limits(settings))
+    escrow = _escrow_client(settings, clock, telemetry)
+    if escrow is not None:
+        stack.push_async_callback(escrow.close)
+    goals = Goals(store, registry, _limits(settings), escrow)
+    publisher = _NodePublisher(node, redis.presence)
     deliverer = Deliverer(
         store=store,
         registry=registry,
         deadlines=Deadlines(store, goals),
         passes=redis.passes,
-        publisher=_NodePublisher(node, redis.presence),
+        publisher=publisher,
         telemetry=telemetry,
         app_id=apps.first.id,
         poll_interval_s=settings.poll_interval_s,
@@ -135,8 +169,46 @@ async def open_parts(
     node.commands = commands
     await node.start()
     stack.push_async_callback(node.stop, settings.drain_s)
+    stack.push_async_callback(publisher.stop_loops)
     await deliverer.start()
+    publisher.spawn(
+        warn_of_waiting_calls(store)
+        if escrow is None
+        else _escrow_worker(settings, store, goals, escrow, telemetry).run(),
+        "escrow calls",
+    )
+    publisher.started()
     return Parts(settings, apps, clock, telemetry, authorizer, store, commands, node)
+
+
+def _escrow_client(settings: Settings, clock: Clock, telemetry: Telemetry) -> EscrowClient | None:
+    """The way to the platform's payment service, if there is one."""
+    if settings.escrow_url is None:
+        return None
+    if settings.escrow_secret is None:
+        raise StartError("DUET_ESCROW_SECRET: must be set together with DUET_ESCROW_URL")
+    return EscrowClient(
+        settings.escrow_url, settings.escrow_secret, settings.escrow_timeout_s, clock, telemetry
+    )
+
+
+def _escrow_worker(
+    settings: Settings, store: Store, goals: Goals, port: EscrowClient, telemetry: Telemetry
+) -> EscrowWorker:
+    calls = EscrowCalls(
+        store,
+        goals,
+        port,
+        timeout_s=settings.escrow_timeout_s,
+        give_up_s=settings.escrow_give_up_s,
+    )
+    return EscrowWorker(
+        calls=calls,
+        book=EscrowBook(store),
+        clock=store.clock,
+        telemetry=telemetry,
+        poll_interval_s=settings.poll_interval_s,
+    )
 
 
 def _authorizer(settings: Settings) -> FixedAuthorizer | JwksAuthorizer:
@@ -181,7 +253,12 @@ def _redis_parts(settings: Settings) -> _RedisParts:
     return _RedisParts(client, broker, presence, PassCache(client, prefix, _VIEW_TTL_S))
 
 
-async def _open_store(settings: Settings, clock: Clock) -> Store:
+async def open_store(settings: Settings, clock: Clock) -> Store:
+    """MongoDB as the settings say.
+
+    Raises:
+        StartError: There is no address, or nothing usable answers there.
+    """
     if settings.mongodb_url is None:
         raise StartError("DUET_MONGODB_URL: must be the address of a MongoDB replica set")
     options = StoreOptions(

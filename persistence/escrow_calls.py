@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from persistence.escrow_port import EscrowPort
     from persistence.goals import Goals
-    from persistence.holds import Holds
     from persistence.store import Row, Store
 
 _FIRST_RETRY_S: Final = 0.5
@@ -47,7 +46,6 @@ class EscrowCalls:
         self,
         store: Store,
         goals: Goals,
-        holds: Holds,
         port: EscrowPort,
         *,
         timeout_s: float,
@@ -55,7 +53,8 @@ class EscrowCalls:
     ) -> None:
         self._store = store
         self._goals = goals
-        self._holds = holds
+        assert goals.holds is not None
+        self._holds = goals.holds
         self._port = port
         self._timeout_s = timeout_s
         self._give_up_s = give_up_s

@@ -240,6 +240,12 @@ class Store:
                     yield
 
     @asynccontextmanager
+    async def unbounded(self) -> AsyncIterator[None]:
+        """As `reading`, without a deadline: for what looks at a whole collection."""
+        with _folded_errors():
+            yield
+
+    @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """Waits for a place in front of the pool, in order of arrival.
 
