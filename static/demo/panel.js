@@ -6,6 +6,7 @@
 import { Api } from "./api.js";
 import { Board } from "./board.js";
 import { gatewayNow, setGatewayClock } from "./clock.js";
+import { delayOf } from "./delay.js";
 import { fromTemplate, h, setText } from "./dom.js";
 import { instant_ms, money } from "./format.js";
 import { GoalCard } from "./goal-card.js";
@@ -18,7 +19,6 @@ const OVERDUE_ASK_MS = 2_000; // a deadline has passed and no push came: ask thi
 // thread. Drawing each at once takes longer than that and would be counted as their latency.
 const DRAW_AFTER_MS = 30;
 const UNCLEAR_ASK_MS = 250;
-const TIMER_MAX_AGE_MS = 10_000; // what comes later after a deadline was not caused by it
 
 const CONNECTION = {
   idle: { label: "Not connected", tone: "calm" },
@@ -29,11 +29,10 @@ const CONNECTION = {
   failed: { label: "Refused", tone: "bad" },
 };
 
-const CHANNEL = {
-  waiting: "waiting",
-  joining: "joining",
-  subscribed: "subscribed",
-  refused: "refused",
+const AWAY = {
+  waiting: "The connection is lost. Trying again.",
+  offline: "You are disconnected. What you see may be out of date.",
+  failed: "The gateway refuses this socket.",
 };
 
 export class Panel extends EventTarget {
@@ -155,7 +154,7 @@ export class Panel extends EventTarget {
     this.#showLedger();
     this.#showChannels();
     this.refreshWork();
-    setText(this.parts.status, this.statusText);
+    setText(this.parts.status, AWAY[this.client.state] ?? this.statusText);
     this.#keep();
     this.tick();
     this.dispatchEvent(new Event("change"));
@@ -164,7 +163,10 @@ export class Panel extends EventTarget {
   // What the socket tells
 
   #listen() {
-    this.client.addEventListener("state", ({ detail }) => this.#showConnection(detail));
+    this.client.addEventListener("state", ({ detail }) => {
+      this.#showConnection(detail);
+      this.refresh();
+    });
     this.client.addEventListener("channel", () => this.refresh());
     this.client.addEventListener("refused", ({ detail }) => this.showError(detail));
     this.client.addEventListener("frame", ({ detail }) => this.#received(detail));
@@ -179,7 +181,7 @@ export class Panel extends EventTarget {
   }
 
   #received(frame) {
-    this.#undrawn.push({ frame, delay: this.#delayOf(frame) });
+    this.#undrawn.push({ frame, delay: delayOf(frame, this) });
     const { event, data } = frame;
     if (event === "goal.snapshot") {
       setGatewayClock(instant_ms(data.as_of) ?? Date.now());
@@ -212,28 +214,6 @@ export class Panel extends EventTarget {
   #askIfStale(goalId) {
     const last = this.#asked.get(goalId) ?? -Infinity;
     if (this.client.state === "connected" && performance.now() - last > OVERDUE_ASK_MS) this.ask(goalId);
-  }
-
-  /** How long a frame took, and since what: a click in this page, or a deadline of the gateway. */
-  #delayOf({ event, data, receivedAt }) {
-    if (event === "goal.reply") {
-      const sentAt = this.client.sentAt(data?.request_id);
-      return sentAt === null ? null : { ms: receivedAt - sentAt, from: "the command" };
-    }
-    if (event === "goal.snapshot") return since(instant_ms(data.as_of), Date.now(), "reading it");
-    if (data?.event_id === undefined) return null;
-    const goalId = data.goal_id ?? data.id ?? this.board.goalOf(data.session_id, data.viewer_id)?.id;
-    const goal = this.board.goal(goalId);
-    const cause = this.causes.of({
-      goalId,
-      sessionId: data.session_id ?? data.conditions?.session_id ?? goal?.sessionId,
-      viewerId: invitedBy(event, data, this.user),
-      receivedAt,
-    });
-    if (cause !== null) return { ms: cause.ms, from: `“${cause.label}”` };
-    const deadlines = [goal && this.board.deadline(goal)?.at, goal?.expiresAt, instant_ms(data.exp)];
-    const now_ms = gatewayNow();
-    return since(Math.max(...deadlines.filter((at) => at && at <= now_ms)), now_ms, "the deadline");
   }
 
   #followStage() {
@@ -272,14 +252,14 @@ export class Panel extends EventTarget {
     setText(this.parts.toggle, away ? "Connect" : "Disconnect");
     this.parts.toggle.setAttribute("aria-label", `${away ? "Connect" : "Disconnect"} ${this.user.name}`);
     if (state === "connected") this.showError(null);
-    if (state === "failed") this.showError({ message: `The gateway refuses this socket: ${reason}` });
+    if (state === "failed") this.showError({ message: reason });
   }
 
   #showChannels() {
     const { always, onAir } = this.channelNames;
     const items = [...always, ...onAir].map((name) => {
       const channel = this.client.channels.get(name);
-      const state = channel === undefined ? "off air" : CHANNEL[channel.state];
+      const state = channel === undefined ? "off air" : channel.state;
       const watching = channel?.members ? `, ${channel.members.size} present` : "";
       return h(
         "li",
@@ -356,15 +336,4 @@ export class Panel extends EventTarget {
       // As in #restore.
     }
   }
-}
-
-/** Whose invitation a push tells of: it can have no goal that a click already named. */
-function invitedBy(event, data, user) {
-  if (event === "goal.added") return data.context?.exclusive_to;
-  return event === "escrow.held" ? user.id : undefined;
-}
-
-function since(then_ms, now_ms, from) {
-  const ms = now_ms - then_ms;
-  return Number.isFinite(ms) && ms >= -50 && ms < TIMER_MAX_AGE_MS ? { ms, from } : null;
 }

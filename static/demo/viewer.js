@@ -80,7 +80,6 @@ export class ViewerPanel extends Panel {
     const { root, parts } = this.#form;
     root.hidden = this.stage.sessionId === null || this.board.openGoals.length > 0;
     if (root.hidden) this.#showInviteError(null);
-    parts.invite.setAttribute("aria-disabled", String(this.stage.sessionId === null));
   }
 
   #idleText(last) {

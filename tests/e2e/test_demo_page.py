@@ -325,6 +325,7 @@ async def test_who_was_away_learns_how_it_ended(demo: DemoPage) -> None:
     await demo.sees("alice", "[data-part=connection][data-state=offline]")
     await demo.act(STREAMER, "disagree")
     await demo.reads("nova", "Alice: declined")
+    await demo.reads("alice", "may be out of date")
     await demo.sees("alice", ".goal[data-state=invited]")
     await demo.act("alice", "withdraw")
     await demo.sees("alice", ".goal [data-part=goalError]")
