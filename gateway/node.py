@@ -125,8 +125,17 @@ class Node:
         self._handlers: dict[str, Callable[[dict[str, str]], None]] = {}
         self._turning: asyncio.TimerHandle | None = None
         self._drained: asyncio.Task[None] | None = None
+        self._measure()
         self.on_control(_DROP_CHANNEL_DATA, lambda data: self._live_streams.drop(data["streamer"]))
         self.on_control(_TERMINATE_USER, self._terminate_here)
+
+    def _measure(self) -> None:
+        """Gauges are read when they are asked for, so keeping them costs nothing."""
+        hub = self.hub
+        self.telemetry.connections.set_function(lambda: len(hub.connections))
+        self.telemetry.subscriptions.set_function(lambda: sum(map(len, hub.channels())))
+        self.telemetry.channels.set_function(lambda: sum(1 for c in hub.channels() if not c.empty))
+        self.telemetry.broker_alive.set_function(lambda: float(self.broker_ok))
 
     async def start(self) -> None:
         """Connects to the broker and begins to turn the wheel; sockets may come from now on."""
@@ -221,7 +230,6 @@ class Node:
         socket_id = f"{number >> 30}.{number & 0x3FFFFFFF}"
         self._by_socket_id[socket_id] = connection
         self._per_app[app.id] = self._per_app.get(app.id, 0) + 1
-        self.telemetry.connections.inc()
         return PusherProtocol(app, socket_id, self.limits, self.hub.attach(connection))
 
     def detach(self, connection: GatewayProtocol) -> None:
@@ -232,7 +240,6 @@ class Node:
         pusher = connection.pusher
         del self._by_socket_id[pusher.socket_id]
         self._per_app[pusher.app.id] -= 1
-        self.telemetry.connections.dec()
 
     def gone(self, connection: GatewayProtocol) -> None:
         """Forgets a socket whose transport is closed."""
@@ -243,12 +250,18 @@ class Node:
 
     def _turn(self) -> None:
         """Turns the wheel one tick."""
+        # First of all, so that no fault below can stop the wheel.
+        self._turning = self._loop.call_later(self.wheel.tick_s, self._turn)
         now = self._loop.time()
         for connection in self.wheel.advance(now):
-            due = connection.on_deadline(now)
+            try:
+                due = connection.on_deadline(now)
+            except Exception:
+                log.exception("deadline_failed")
+                connection.abort()
+                continue
             if due is not None:
                 self.wheel.put(connection, due)
-        self._turning = self._loop.call_later(self.wheel.tick_s, self._turn)
 
     def jittered(self, seconds: float) -> float:
         """A wait from `seconds` to a fifth more, so that sockets that came together part."""

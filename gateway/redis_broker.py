@@ -100,6 +100,7 @@ class RedisBroker:
     @property
     def alive(self) -> bool:
         """Whether Redis carried the node's heartbeat within `HEARTBEAT_MAX_S`."""
+        # A broker that was never started is not whole, and has no loop to ask.
         return self._whole and self._loop.time() - self._heard_at < HEARTBEAT_MAX_S
 
     async def _beat(self) -> None:

@@ -19,9 +19,8 @@ import asyncio
 import logging
 import math
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final, assert_never, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-import structlog
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import State
@@ -30,25 +29,19 @@ from websockets.server import ServerProtocol
 from gateway import frames
 from gateway.admission import Admission, admit
 from gateway.auth import AuthError
-from gateway.broker import BrokerUnavailable, Publication
-from gateway.commands import Reply
-from gateway.errors import DISCONNECTS, CloseCode, CommandError, ErrorCode
-from gateway.messages import Execute, Relay, Send, Subscribe, Unsubscribe
-from gateway.protocol import reply_frame
+from gateway.errors import DISCONNECTS, CloseCode, ErrorCode
+from gateway.performing import perform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
     from gateway.apps import App
     from gateway.auth import Identity
-    from gateway.messages import Effect
     from gateway.node import Node
     from gateway.protocol import PusherProtocol
-
-log = structlog.get_logger(__name__)
 
 # Its own logger, so that websockets' line per connection can be switched off; and one for all
 # connections, because ServerProtocol asks it for its level when it is built.
@@ -62,9 +55,6 @@ CLOSE_GRACE_S: Final = 3.0
 _LINGER_S: Final = 0.5
 
 _BINARY: Final = frames.frame(frames.error_body("Binary frames are not supported; send JSON text"))
-_NOT_DELIVERED: Final = frames.frame(
-    frames.error_body("The client event could not be delivered; try again shortly")
-)
 
 
 class Phase(IntEnum):
@@ -86,6 +76,7 @@ class GatewayProtocol(asyncio.Protocol):
     """One accepted socket.
 
     Attributes:
+        node: Where the connection lives.
         pusher: The protocol's state; set when the connection is established.
         write: `transport.write` itself while the socket keeps up: fan-out pays one call.
         bucket: The wheel's.
@@ -95,7 +86,6 @@ class GatewayProtocol(asyncio.Protocol):
         "_authorize_by",
         "_fragments",
         "_last_seen",
-        "_node",
         "_open_connections",
         "_phase",
         "_pinged_at",
@@ -103,6 +93,7 @@ class GatewayProtocol(asyncio.Protocol):
         "_transport",
         "_wire",
         "bucket",
+        "node",
         "pusher",
         "write",
     )
@@ -119,7 +110,7 @@ class GatewayProtocol(asyncio.Protocol):
     ) -> None:
         del config
         node: Node = app_state["node"]
-        self._node = node
+        self.node = node
         self._open_connections: set[Any] = server_state.connections
         self._phase = Phase.CONNECTING
         self._wire = _new_wire(node, State.CONNECTING)
@@ -131,17 +122,22 @@ class GatewayProtocol(asyncio.Protocol):
         self.write = _drop
         self.bucket = -1
 
+    @property
+    def is_open(self) -> bool:
+        """Whether messages may come and go: from `connection_established` to the close frame."""
+        return Phase.OPEN <= self._phase < Phase.CLOSING
+
     # What the transport calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Takes the socket over from uvicorn's HTTP side."""
         self._transport = cast("asyncio.Transport", transport)
         self._open_connections.add(self)
-        self._node.arrive(self)
+        self.node.arrive(self)
 
     def data_received(self, data: bytes) -> None:
         """Acts on each complete frame, in order."""
-        self._last_seen = self._node.now()
+        self._last_seen = self.node.now()
         wire = self._wire
         wire.receive_data(data)
         for event in wire.events_received():
@@ -169,17 +165,17 @@ class GatewayProtocol(asyncio.Protocol):
         self._phase = Phase.CLOSED
         self.write = _drop
         self._open_connections.discard(self)
-        self._node.detach(self)
-        self._node.gone(self)
+        self.node.detach(self)
+        self.node.gone(self)
 
     def shutdown(self) -> None:
         """The server is stopping; the node closes its sockets in slices, this one among them."""
-        self._node.begin_drain()
+        self.node.begin_drain()
 
     # Opening
 
     def _on_upgrade(self, request: Request) -> None:
-        wire, node = self._wire, self._node
+        wire, node = self._wire, self.node
         response = wire.accept(request)
         if response.status_code == 101:
             offered = request.headers.get_all("Sec-WebSocket-Protocol")
@@ -216,7 +212,7 @@ class GatewayProtocol(asyncio.Protocol):
 
     async def _prove(self, app: App, token: str) -> None:
         """Opens the connection for the token's user, or closes it."""
-        node = self._node
+        node = self.node
         try:
             identity = await node.auth.identity_of(token, node.clock.now())
         except AuthError as error:
@@ -229,7 +225,7 @@ class GatewayProtocol(asyncio.Protocol):
             self._establish(app, identity)
 
     def _establish(self, app: App, identity: Identity | None) -> None:
-        node = self._node
+        node = self.node
         if not node.has_room(app):
             self.disconnect(CloseCode.OVER_CONNECTION_QUOTA)
             return
@@ -242,7 +238,7 @@ class GatewayProtocol(asyncio.Protocol):
         timeout_s = node.settings.activity_timeout_s
         body = frames.established_body(self.pusher.socket_id, timeout_s)
         self.write(frames.frame(body))
-        self._resume_reading()
+        self.resume_reading()
         node.wheel.put(self, min(now + node.jittered(timeout_s), self._authorize_by))
 
     # Receiving
@@ -251,7 +247,7 @@ class GatewayProtocol(asyncio.Protocol):
         opcode = event.opcode
         if opcode is Opcode.CLOSE:
             self._on_close()
-        elif self._phase >= Phase.CLOSING:
+        elif not self.is_open:
             return
         elif opcode is Opcode.TEXT and event.fin:
             self._on_text(event.data)
@@ -283,7 +279,7 @@ class GatewayProtocol(asyncio.Protocol):
                 self.disconnect(1007, "The message is not UTF-8")
                 return
         pusher = self.pusher
-        self._perform(pusher.receive(text, self._last_seen))
+        perform(self, pusher.receive(text, self._last_seen))
         if pusher.congested:
             self._pause_reading()
 
@@ -292,7 +288,7 @@ class GatewayProtocol(asyncio.Protocol):
         self._transport.write(b"".join(self._wire.data_to_send()))
         self._end()
         self._transport.close()
-        self._node.wheel.put(self, self._node.now() + CLOSE_GRACE_S)
+        self.node.wheel.put(self, self.node.now() + CLOSE_GRACE_S)
 
     def _on_broken_wire(self, wire: ServerProtocol) -> None:
         """The peer breaks HTTP or RFC 6455; the sans-I/O layer has prepared the last words."""
@@ -302,73 +298,10 @@ class GatewayProtocol(asyncio.Protocol):
         close = wire.close_sent
         if close is not None:
             last_words = frames.frame(frames.error_body(close.reason)) + last_words
-            self._node.telemetry.disconnects.labels(str(close.code)).inc()
+            self.node.telemetry.disconnects.labels(str(close.code)).inc()
         self._transport.write(last_words)
         self._end()
-        self._node.wheel.put(self, self._node.now() + _LINGER_S)
-
-    # Performing
-
-    def _perform(self, effects: Sequence[Effect]) -> None:
-        node = self._node
-        for effect in effects:
-            match effect:
-                case Send():
-                    self.write(effect.frames)
-                case Subscribe():
-                    if node.subscribing.at_once(self, effect):
-                        self.pusher.opened()
-                    else:
-                        socket_id = self.pusher.socket_id
-                        node.spawn(self._subscribe(effect), "subscribe", socket_id=socket_id)
-                case Unsubscribe():
-                    node.subscribing.end(self, effect.channel)
-                case Relay():
-                    node.spawn(self._relay(effect), "relay", channel=effect.channel)
-                case Execute():
-                    node.spawn(self._execute(effect), "command", channel=effect.channel)
-                case _:
-                    assert_never(effect)
-
-    async def _subscribe(self, effect: Subscribe) -> None:
-        """Subscribes, then goes on with the messages that waited for it."""
-        pusher, node = self.pusher, self._node
-        try:
-            await node.subscribing.later(self, effect)
-        finally:
-            pusher.opened()
-            while self._phase < Phase.CLOSING:
-                effects = pusher.resume(node.now())
-                if effects is None:
-                    break
-                self._perform(effects)
-            if not pusher.congested:
-                self._resume_reading()
-
-    async def _relay(self, effect: Relay) -> None:
-        pusher = self.pusher
-        publication = Publication(pusher.app.id, effect.channel, effect.body, pusher.socket_id)
-        try:
-            await self._node.publish([publication])
-        except BrokerUnavailable:
-            self.write(_NOT_DELIVERED)
-
-    async def _execute(self, effect: Execute) -> None:
-        """Runs a goal command; whatever happens, the client gets its reply."""
-        pusher, commands = self.pusher, self._node.commands
-        identity, request_id = pusher.identity, effect.command.request_id
-        try:
-            if commands is None or identity is None:
-                error = CommandError.of(ErrorCode.UNAVAILABLE)
-                reply = Reply(request_id, None, error)
-            else:
-                reply = await commands.execute(effect.command, identity)
-        except Exception:
-            log.exception("command_failed", request_id=request_id, channel=effect.channel)
-            reply = Reply(request_id, None, CommandError.of(ErrorCode.INTERNAL))
-        finally:
-            pusher.commands_running -= 1
-        self.write(reply_frame(effect.channel, reply))
+        self.node.wheel.put(self, self.node.now() + _LINGER_S)
 
     # Bounds and deadlines
 
@@ -378,13 +311,13 @@ class GatewayProtocol(asyncio.Protocol):
 
     def _check_buffer(self) -> None:
         unsent_bytes = self._transport.get_write_buffer_size()
-        if unsent_bytes > self._node.settings.send_buffer_bytes:
+        if unsent_bytes > self.node.settings.send_buffer_bytes:
             self.abort_slow()
 
     def abort_slow(self) -> None:
         """Ends a connection whose peer reads too slowly; it recovers when it reconnects."""
         if self._phase < Phase.CLOSED:
-            self._node.telemetry.slow_aborts.inc()
+            self.node.telemetry.slow_aborts.inc()
             self.abort()
 
     def abort(self) -> None:
@@ -395,7 +328,7 @@ class GatewayProtocol(asyncio.Protocol):
 
     def on_deadline(self, now: float) -> float | None:
         """Does what is due at `now` (monotonic); returns the next deadline, if there is one."""
-        settings = self._node.settings
+        settings = self.node.settings
         match self._phase:
             case Phase.CONNECTING | Phase.CLOSING:
                 self.abort()
@@ -415,14 +348,14 @@ class GatewayProtocol(asyncio.Protocol):
                 return self._while_open(now)
 
     def _while_open(self, now: float) -> float | None:
-        settings = self._node.settings
+        settings = self.node.settings
         if now >= self._authorize_by:
             if not self.pusher.authorized:
                 self.disconnect(CloseCode.UNAUTHORIZED)
                 return None
             self._authorize_by = math.inf
         if now < self._last_seen + settings.activity_timeout_s:
-            due = self._last_seen + self._node.jittered(settings.activity_timeout_s)
+            due = self._last_seen + self.node.jittered(settings.activity_timeout_s)
             return min(due, self._authorize_by)
         self._phase = Phase.PINGED
         self._pinged_at = now
@@ -448,23 +381,24 @@ class GatewayProtocol(asyncio.Protocol):
         error = frames.error_body(text, int(code) if code >= 4000 else None)
         self._wire.send_close(code, text.encode()[:120].decode(errors="ignore"))
         self.write(frames.frame(error) + b"".join(self._wire.data_to_send()))
-        self._node.telemetry.disconnects.labels(str(int(code))).inc()
+        self.node.telemetry.disconnects.labels(str(int(code))).inc()
         self._end()
-        self._resume_reading()
-        self._node.wheel.put(self, self._node.now() + CLOSE_GRACE_S)
+        self.resume_reading()
+        self.node.wheel.put(self, self.node.now() + CLOSE_GRACE_S)
 
     def _end(self) -> None:
         """Takes part in nothing any more; only the transport is left."""
         self._phase = max(self._phase, Phase.CLOSING)
         self.write = _drop
-        self._node.detach(self)
+        self.node.detach(self)
 
     def _pause_reading(self) -> None:
         if self._reading:
             self._reading = False
             self._transport.pause_reading()
 
-    def _resume_reading(self) -> None:
+    def resume_reading(self) -> None:
+        """Goes on reading, if it was paused; whatever waited has been handled."""
         if not self._reading:
             self._reading = True
             if not self._transport.is_closing():

@@ -1,0 +1,96 @@
+"""Does what the pure protocol of a connection asks for: the effects, in order.
+
+What takes time runs as a task that the node owns; a connection that ends meanwhile takes no more
+bytes, so tasks need not be told.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, assert_never
+
+import structlog
+
+from gateway import frames
+from gateway.broker import BrokerUnavailable, Publication
+from gateway.commands import Reply
+from gateway.errors import CommandError, ErrorCode
+from gateway.messages import Execute, Relay, Send, Subscribe, Unsubscribe
+from gateway.protocol import reply_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.messages import Effect
+    from gateway.socket import GatewayProtocol
+
+log = structlog.get_logger(__name__)
+
+_NOT_DELIVERED: Final = frames.frame(
+    frames.error_body("The client event could not be delivered; try again shortly")
+)
+
+
+def perform(connection: GatewayProtocol, effects: Sequence[Effect]) -> None:
+    """Performs effects, or starts to."""
+    node = connection.node
+    for effect in effects:
+        match effect:
+            case Send():
+                connection.write(effect.frames)
+            case Subscribe():
+                if node.subscribing.at_once(connection, effect):
+                    connection.pusher.opened()
+                else:
+                    socket_id = connection.pusher.socket_id
+                    node.spawn(_subscribe(connection, effect), "subscribe", socket_id=socket_id)
+            case Unsubscribe():
+                node.subscribing.end(connection, effect.channel)
+            case Relay():
+                node.spawn(_relay(connection, effect), "relay", channel=effect.channel)
+            case Execute():
+                node.spawn(_execute(connection, effect), "command", channel=effect.channel)
+            case _:
+                assert_never(effect)
+
+
+async def _subscribe(connection: GatewayProtocol, effect: Subscribe) -> None:
+    """Subscribes, then goes on with the messages that waited for it."""
+    pusher, node = connection.pusher, connection.node
+    try:
+        await node.subscribing.later(connection, effect)
+    finally:
+        pusher.opened()
+        while connection.is_open:
+            effects = pusher.resume(node.now())
+            if effects is None:
+                break
+            perform(connection, effects)
+        if not pusher.congested:
+            connection.resume_reading()
+
+
+async def _relay(connection: GatewayProtocol, effect: Relay) -> None:
+    """Publishes a client event, or tells its sender that it could not."""
+    pusher = connection.pusher
+    publication = Publication(pusher.app.id, effect.channel, effect.body, pusher.socket_id)
+    try:
+        await connection.node.publish([publication])
+    except BrokerUnavailable:
+        connection.write(_NOT_DELIVERED)
+
+
+async def _execute(connection: GatewayProtocol, effect: Execute) -> None:
+    """Runs a goal command; whatever happens, the client gets its reply."""
+    pusher, commands = connection.pusher, connection.node.commands
+    identity, request_id = pusher.identity, effect.command.request_id
+    try:
+        if commands is None or identity is None:
+            reply = Reply(request_id, None, CommandError.of(ErrorCode.UNAVAILABLE))
+        else:
+            reply = await commands.execute(effect.command, identity)
+    except Exception:
+        log.exception("command_failed", request_id=request_id, channel=effect.channel)
+        reply = Reply(request_id, None, CommandError.of(ErrorCode.INTERNAL))
+    finally:
+        pusher.commands_running -= 1
+    connection.write(reply_frame(effect.channel, reply))
