@@ -24,7 +24,8 @@ import hiredis
 import structlog
 
 from gateway.broker import BrokerUnavailable
-from gateway.redis_link import RedisAddress, RedisCommands, Supervisor, packed
+from gateway.redis_commands import RedisCommands
+from gateway.redis_link import RedisAddress, Supervisor, packed
 from gateway.tasks import Tasks
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Connections to Redis that never block anyone: one parser, pipelined, supervised for ever.
+"""Connections to Redis that never block anyone: one parser each, supervised for ever.
 
 `RedisLink` is one connection: an `asyncio.Protocol` around hiredis' parser. `Supervisor` keeps one
 link standing, with growing, jittered pauses between attempts. `RedisCommands` runs commands over
@@ -11,24 +11,18 @@ Source: FINDINGS (Redis), DESIGN 4.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 import ssl
-from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import hiredis
 import structlog
 from redis.asyncio.connection import SSLConnection, parse_url
 
-from gateway.broker import BrokerUnavailable
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gateway.tasks import Tasks
 
 log = structlog.get_logger(__name__)
 
@@ -38,8 +32,6 @@ Argument: TypeAlias = bytes | str | int
 
 _RETRY_LEAST_S: Final = 0.05
 _RETRY_MOST_S: Final = 2.0
-# Commands without an answer; a frozen server must not make the queue grow for ever.
-_WAITING_MAX: Final = 20_000
 
 
 def packed(*arguments: Argument) -> bytes:
@@ -55,7 +47,7 @@ class RedisAddress:
 
     Attributes:
         path: Of a unix socket; then host and port mean nothing.
-        greeting: The packed commands that open a connection (AUTH, SELECT), and their number.
+        greeting: The packed commands that open a connection (AUTH, SELECT).
     """
 
     host: str
@@ -286,162 +278,3 @@ class Supervisor:
         """Ends the link that stands; a new one is made."""
         if self.link is not None:
             self.link.abort()
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """A Lua script of `gateway/lua`, whose KEYS and ARGV are commented there."""
-
-    name: str
-    source: str
-    digest: str
-    key_count: int
-
-    @classmethod
-    def load(cls, name: str, key_count: int) -> Script:
-        """The script in `gateway/lua/{name}.lua`."""
-        source = (Path(__file__).parent / "lua" / f"{name}.lua").read_text(encoding="utf-8")
-        # Redis names scripts by SHA-1; nothing secret hangs on it.
-        digest = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-        return cls(name, source, digest, key_count)
-
-    def call(self, *arguments: Argument) -> bytes:
-        """The packed call by digest."""
-        return packed("EVALSHA", self.digest, self.key_count, *arguments)
-
-
-class _Batch:
-    """Commands that were sent together, and their answers so far."""
-
-    __slots__ = ("answers", "count", "done")
-
-    def __init__(self, count: int, done: asyncio.Future[list[Answer]] | None) -> None:
-        self.count = count
-        self.answers: list[Answer] = []
-        self.done = done
-
-
-class RedisCommands:
-    """Runs commands over one supervised link."""
-
-    __slots__ = ("_scripts", "_supervisor", "_timeout_s", "_waiting")
-
-    def __init__(self, address: RedisAddress, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._scripts: list[Script] = []
-        self._waiting: deque[_Batch] = deque()
-        self._supervisor = Supervisor(
-            address, "commands", timeout_s, self._on_answer, self._on_up, self._on_down
-        )
-
-    def use_scripts(self, *scripts: Script) -> None:
-        """Loads these scripts now and on every new link, before anything else is sent there.
-
-        Calls then take effect in the order they are made: none has to be repeated because its
-        script was missing, after others that were made later.
-        """
-        self._scripts += scripts
-        for script in scripts:
-            self.post(packed("SCRIPT", "LOAD", script.source))
-
-    def _on_up(self, _link: RedisLink) -> None:
-        for script in self._scripts:
-            self.post(packed("SCRIPT", "LOAD", script.source))
-
-    def post(self, command: bytes) -> None:
-        """Sends one packed command without waiting for its answer; does nothing without a link."""
-        link = self._supervisor.link
-        if link is not None:
-            self._waiting.append(_Batch(1, None))
-            link.send(command)
-
-    async def start(self, tasks: Tasks) -> None:
-        """Begins to connect and waits for the outcome of the first attempt."""
-        tasks.spawn(self._supervisor.run(), "redis_commands")
-        await self._supervisor.first_try.wait()
-
-    @property
-    def connected(self) -> bool:
-        """Whether there is a link; a frozen server still has one."""
-        return self._supervisor.link is not None
-
-    def abort(self) -> None:
-        """Ends the link, whose server has stopped answering; a new one is made."""
-        self._supervisor.abort()
-
-    async def run(self, commands: bytes, count: int = 1) -> list[Answer]:
-        """Sends packed commands and returns their answers; an error of one is a value.
-
-        Cancelling is safe: the answers are dropped when they come.
-
-        Raises:
-            BrokerUnavailable: No link, too many waiting, or no answer in time. The commands may
-                have been executed in the last case.
-        """
-        link = self._supervisor.link
-        if link is None:
-            raise BrokerUnavailable("Redis can't be reached")
-        if len(self._waiting) >= _WAITING_MAX:
-            raise BrokerUnavailable("Redis has not answered thousands of commands")
-        done: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Batch(count, done))
-        link.send(commands)
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await done
-        except TimeoutError:
-            raise BrokerUnavailable("Redis does not answer") from None
-
-    async def run_script(self, script: Script, *arguments: Argument) -> Answer:
-        """Runs a Lua script and returns its answer.
-
-        Raises:
-            BrokerUnavailable: As `run`, or Redis refused the script.
-        """
-        [answer] = await self.run_scripts(script, [arguments])
-        return answer
-
-    async def run_scripts(
-        self, script: Script, calls: Sequence[Sequence[Argument]]
-    ) -> list[Answer]:
-        """Runs a Lua script once for each of `calls`, in one pipeline.
-
-        After a `SCRIPT FLUSH` by someone else the calls that found the script missing, which are
-        all of them, are made again.
-
-        Raises:
-            BrokerUnavailable: As `run`, or Redis refused a call; others may have been executed.
-        """
-        commands = b"".join(script.call(*arguments) for arguments in calls)
-        answers = await self.run(commands, len(calls))
-        if _is_error(answers[0], "NOSCRIPT"):
-            load = packed("SCRIPT", "LOAD", script.source)
-            _, *answers = await self.run(load + commands, 1 + len(calls))
-        for answer in answers:
-            if isinstance(answer, hiredis.ReplyError):
-                raise BrokerUnavailable(f"Redis refused {script.name}: {answer}")
-        return answers
-
-    def _on_answer(self, answer: Answer) -> None:
-        if not self._waiting:
-            log.error("redis_answers_unasked", answer=str(answer)[:100])
-            return
-        batch = self._waiting[0]
-        batch.answers.append(answer)
-        if len(batch.answers) == batch.count:
-            self._waiting.popleft()
-            if batch.done is None:
-                if isinstance(answer, hiredis.ReplyError):
-                    log.error("redis_refused", error=str(answer))
-            elif not batch.done.done():
-                batch.done.set_result(batch.answers)
-
-    def _on_down(self) -> None:
-        waiting, self._waiting = self._waiting, deque()
-        for batch in waiting:
-            if batch.done is not None and not batch.done.done():
-                batch.done.set_exception(BrokerUnavailable("Redis closed the connection"))
-
-
-def _is_error(answer: Answer, kind: str) -> bool:
-    return isinstance(answer, hiredis.ReplyError) and str(answer).startswith(kind)

@@ -31,13 +31,15 @@ from gateway.broker import BrokerUnavailable
 from gateway.messages import Member
 from gateway.presence import ChannelFull, Joined, added, removed
 from gateway.redis_broker import encoded, redis_name
-from gateway.redis_link import Script, packed
+from gateway.redis_commands import Script
+from gateway.redis_link import packed
 from gateway.tasks import Tasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gateway.redis_link import Answer, Argument, RedisCommands
+    from gateway.redis_commands import RedisCommands
+    from gateway.redis_link import Answer, Argument
 
 log = structlog.get_logger(__name__)
 

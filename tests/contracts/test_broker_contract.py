@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
+import ipaddress
 import secrets
+import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis.asyncio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from gateway.broker import BrokerUnavailable, MemoryBroker, MemoryBus, Publication
 from gateway.redis_broker import HEARTBEAT_MAX_S, RedisBroker
-from persistence.embedded_redis import RedisServer
+from persistence.embedded_process import free_port
+from persistence.embedded_redis import RedisServer, redis_server_path
+from tests.conftest import require
 from tests.gateway.harness import PATIENCE_S, until, until_accepted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
 
     from gateway.broker import Broker
     from persistence.embedded_process import ServerGuard
@@ -251,6 +261,76 @@ async def test_a_password_and_a_database_in_the_url_are_used(
                 await node.broker.subscribe("1", "c")
     finally:
         server.process.stop()
+
+
+async def test_tls_is_spoken_and_the_servers_certificate_checked(
+    server_guard: ServerGuard, redis_url: str, tmp_path: Path
+) -> None:
+    program = redis_server_path()
+    require(program and _speaks_tls(program), "this redis-server is built without TLS")
+    certificate, key = _self_signed(tmp_path)
+    port = free_port()
+    server = RedisServer(
+        server_guard,
+        name=f"redis-{secrets.token_hex(3)}",
+        config={
+            "tls-port": str(port),
+            "tls-cert-file": str(certificate),
+            "tls-key-file": str(key),
+            "tls-ca-cert-file": str(certificate),
+            "tls-auth-clients": "no",
+        },
+    ).start()
+    try:
+        url = f"rediss://127.0.0.1:{port}"
+        async with redis_brokers(f"{url}?ssl_ca_certs={certificate}") as make:
+            node = make()
+            await node.start()
+            await node.broker.subscribe("1", "c")
+            await node.broker.publish([Publication("1", "c", b"x")])
+            assert await node.got(1) == [b"x"]
+        async with redis_brokers(url, timeout_s=0.5) as make:
+            node = make()
+            await node.start()
+            assert not node.broker.alive
+    finally:
+        server.process.stop()
+
+
+def _speaks_tls(program: Path) -> bool:
+    """Whether the server knows a directive that only builds with TLS know."""
+    probe = [str(program), "--tls-port", "0", "--port", "0", "--unixsocket", "/nonexistent/x"]
+    output = subprocess.run(probe, capture_output=True, text=True, check=False, timeout=10)
+    return "bad directive" not in (output.stdout + output.stderr).lower()
+
+
+def _self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1, valid for a day, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "duet test")])
+    now = dt.datetime.now(dt.UTC)
+    hosts = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(hosts, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    certificate_path, key_path = folder / "redis.crt", folder / "redis.key"
+    certificate_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key_path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return certificate_path, key_path
 
 
 async def test_a_lost_connection_is_made_again_with_every_subscription_and_a_gap(
