@@ -131,9 +131,13 @@ async def test_of_a_start_and_a_refund_one_moves_the_money(world: World) -> None
         goal_id = await world.agreed(session)
         world.clock.shift(65)
 
-        start, [refund] = await asyncio.gather(
-            world.ask(CommandName.START, goal_id, by=f"streamer{number}"),
-            other.fire_due(),
+        [due] = await other.deadlines.claim_due(10)
+
+        start, refund = await all_of(
+            [
+                world.ask(CommandName.START, goal_id, by=f"streamer{number}"),
+                other.deadlines.fire(due),
+            ]
         )
 
         captured = isinstance(start, Done)
