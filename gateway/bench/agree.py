@@ -65,6 +65,7 @@ class Agreed:
     """The latencies of one repeat's agrees.
 
     Attributes:
+        retries: How often an agree was sent again, because it was refused for now.
         late_s: The longest that an agree was sent after its turn.
     """
 
@@ -72,12 +73,14 @@ class Agreed:
         self.replies_s: list[float] = []
         self.pushes_s: list[float] = []
         self.late_s = 0.0
+        self.retries = 0
 
     async def agree(self, pair: Pair) -> None:
         """Agrees on a pair's invitation, and waits for the reply and the viewer's push."""
         sent_at_s = time.monotonic()
         answer = await pair.streamer.command("client-goal.agree", goal_id=pair.goal_id)
         self.replies_s.append(answer.latency_s)
+        self.retries += answer.retries
         try:
             async with asyncio.timeout(_PUSH_DEADLINE_S):
                 await pair.authorized.wait()
@@ -229,29 +232,31 @@ class AgreeRows:
             await hot_round(streamer, viewers, session_id)
         repeats = []
         for _ in range(plan.repeats):
-            watch, latencies_s, rounds = Watch(self._target), list[float](), 0
+            watch = Watch(self._target)
             until_s = time.monotonic() + plan.seconds
-            while not rounds or time.monotonic() < until_s:
-                latencies_s += await hot_round(streamer, viewers, session_id)
-                rounds += 1
+            answers = await hot_round(streamer, viewers, session_id)
+            while time.monotonic() < until_s:
+                answers += await hot_round(streamer, viewers, session_id)
+            latencies_s = [answer.latency_s for answer in answers]
             found: Repeat = [
                 ("reply p50 ms", percentile(latencies_s, 50) * 1e3, 2),
                 ("reply p99 ms", percentile(latencies_s, 99) * 1e3, 2),
+                ("retries", sum(answer.retries for answer in answers), 0),
             ]
             name = f"hot, {callers} callers"
-            repeats.append(watch.repeat(self._stage, name, len(latencies_s), found))
+            repeats.append(watch.repeat(self._stage, name, len(answers), found))
             self._stage.progress.advance(bar)
         return Row(f"hot, {callers} callers", measures_of(repeats))
 
 
-async def hot_round(streamer: Party, viewers: Sequence[Party], session_id: str) -> list[float]:
+async def hot_round(streamer: Party, viewers: Sequence[Party], session_id: str) -> list[Answer]:
     """One round on the hot session; every command in it is a transaction on the same document.
 
     The streamer disagrees with all but one and agrees with that one last: an agree would supersede
     the other invitations, and then their answers were refusals without a transaction.
 
     Returns:
-        The latency of each command, the show's start and finish among them.
+        The answer to each command, the show's start and finish among them.
     """
     invited = await _at_once([partial(invitation, viewer, session_id) for viewer in viewers])
     goal_ids = [answer.goal_id for answer in invited]
@@ -263,7 +268,7 @@ async def hot_round(streamer: Party, viewers: Sequence[Party], session_id: str) 
     )
     agreed = await streamer.command("client-goal.agree", goal_id=goal_ids[0])
     shown = await show(streamer, goal_ids[0])
-    return [answer.latency_s for answer in [*invited, *refused, agreed, *shown]]
+    return [*invited, *refused, agreed, *shown]
 
 
 async def _at_once(works: Sequence[Callable[[], Awaitable[Answer]]]) -> list[Answer]:
@@ -276,6 +281,7 @@ def _latencies(agreed: Agreed) -> Repeat:
         ("authorized p99 ms", percentile(agreed.pushes_s, 99) * 1e3, 2),
         ("reply p50 ms", percentile(agreed.replies_s, 50) * 1e3, 2),
         ("reply p99 ms", percentile(agreed.replies_s, 99) * 1e3, 2),
+        ("retries", agreed.retries, 0),
     ]
 
 

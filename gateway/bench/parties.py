@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 PREPAID_S: Final = 300
 AMOUNT_MINOR: Final = 2_500
-_DEADLINE_S: Final = 15.0
+_DEADLINE_S: Final = 60.0
+# Waits before a command is sent again: doubled each time, so that an overload can end.
+_FIRST_WAIT_S: Final = 0.05
+_LONGEST_WAIT_S: Final = 2.0
 _SETTING_UP_AT_ONCE: Final = 16
 
 T = TypeVar("T")
@@ -32,10 +35,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The goal that a command was about, and how long the command took."""
+    """The goal that a command was about, and what the command took.
+
+    Attributes:
+        latency_s: From the first time it was sent to the reply that it succeeded.
+        retries: How often it was sent again, because it was refused for now.
+    """
 
     goal_id: str
     latency_s: float
+    retries: int
 
 
 class Party:
@@ -79,27 +88,40 @@ class Party:
         self._asked.clear()
 
     async def command(self, name: str, **data: Any) -> Answer:
-        """Sends a command and waits for its `goal.reply`.
+        """Sends a command, again while it is refused for now, until it has succeeded.
+
+        It does what a good client does: the same `request_id` each time, so there is one effect.
 
         Raises:
-            BenchError: It is refused, or there is no reply in time.
+            BenchError: It is refused for good, or there is no success in time.
         """
         request_id = f"{self.user_id}-{next(self._numbers)}"
+        frame = client_message(name, {"request_id": request_id, **data}, self._own_channel)
+        sent_at_s = time.monotonic()
+        retries = 0
+        code = "no reply"
+        try:
+            async with asyncio.timeout(_DEADLINE_S):
+                while True:
+                    reply, arrived_at_s = await self._ask(request_id, frame)
+                    if reply["ok"]:
+                        return Answer(reply["goal"]["id"], arrived_at_s - sent_at_s, retries)
+                    error = reply["error"]
+                    code = error["code"]
+                    if not error["retryable"]:
+                        raise BenchError(f"{name} was refused: {code}: {error['message']}")
+                    await asyncio.sleep(min(_FIRST_WAIT_S * 2**retries, _LONGEST_WAIT_S))
+                    retries += 1
+        except TimeoutError:
+            raise BenchError(f"{name} had no success within {_DEADLINE_S:g} s: {code}") from None
+
+    async def _ask(self, request_id: str, frame: bytes) -> tuple[dict[str, Any], float]:
+        """The next reply to that request, and when it arrived."""
         loop = asyncio.get_running_loop()
         asked: asyncio.Future[tuple[dict[str, Any], float]] = loop.create_future()
         self._asked[request_id] = asked
-        frame = client_message(name, {"request_id": request_id, **data}, self._own_channel)
-        sent_at_s = time.monotonic()
         self.socket.transport.write(frame)
-        try:
-            async with asyncio.timeout(_DEADLINE_S):
-                reply, arrived_at_s = await asked
-        except TimeoutError:
-            raise BenchError(f"{name} was not answered within {_DEADLINE_S:g} s") from None
-        if not reply["ok"]:
-            error = reply["error"]
-            raise BenchError(f"{name} was refused: {error['code']}: {error['message']}")
-        return Answer(reply["goal"]["id"], arrived_at_s - sent_at_s)
+        return await asked
 
 
 @dataclass(slots=True)
