@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import urlencode
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -14,16 +14,24 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from tests.e2e.inbox import PATIENCE_S, Inbox
 
 if TYPE_CHECKING:
-    from tests.e2e.gateway_process import Gateway
     from tests.e2e.inbox import Received
+
+
+class Door(Protocol):
+    """What a socket needs to know of a gateway, however that is run."""
+
+    app_key: str
+
+    @property
+    def ws_url(self) -> str: ...
+
+    def token(self, user_id: str, role: str | None) -> str: ...
 
 
 class WireSocket(Inbox):
     """One socket whose user is proved by the JWT in its URL; every frame is an `event` record."""
 
-    def __init__(
-        self, gateway: Gateway, user_id: str, role: str, *, path: str | None = None
-    ) -> None:
+    def __init__(self, gateway: Door, user_id: str, role: str, *, path: str | None = None) -> None:
         super().__init__(user_id)
         self.user_id = user_id
         self.own_channel = f"private-user@{user_id}"
