@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pymongo.database import Database
 
     from persistence.documents import Session
+    from persistence.escrow_port import EscrowPort
     from persistence.faults import Step
     from persistence.intents import Answer
     from statemachine.receivers import Effect, Occurrence, Registry
@@ -94,6 +95,7 @@ class Node:
     recorder: Recorder
     outbox: Outbox
     deadlines: Deadlines
+    port: EscrowPort | None = None
 
     async def deliver(self, answer: Answer) -> None:
         """Delivers what a commit left to do."""
@@ -145,12 +147,14 @@ class World:
         self.limits = limits or Limits()
         self.nodes: list[Node] = []
 
-    async def add_node(self, registry: Registry | None = None, **options: Any) -> Node:
+    async def add_node(
+        self, registry: Registry | None = None, port: EscrowPort | None = None, **options: Any
+    ) -> Node:
         """Opens the database once more, as another process would."""
         plain = StoreOptions(deadline_s=20.0, node_name=f"node{len(self.nodes)}")
         store = await Store.open(self.url, self.raw.name, self.clock, replace(plain, **options))
         registry = registry or standard_receivers()
-        goals = Goals(store, registry, self.limits)
+        goals = Goals(store, registry, self.limits, port)
         recorder = Recorder()
         outbox = recorder.outbox = Outbox(store, registry, recorder)
         node = Node(
@@ -161,6 +165,7 @@ class World:
             recorder=recorder,
             outbox=outbox,
             deadlines=Deadlines(store, goals),
+            port=port,
         )
         self.nodes.append(node)
         return node
