@@ -16,7 +16,7 @@ serve({
   async trigger({ channels, event, data, params }) {
     return answer(await pusher.trigger(channels, event, data, params));
   },
-  async batch({ events }) {
-    return answer(await pusher.triggerBatch(events));
+  async send_to_user({ user, event, data }) {
+    return answer(await pusher.sendToUser(user, event, data));
   },
 });

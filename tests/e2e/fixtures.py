@@ -50,6 +50,7 @@ def shared_gateway(
     finally:
         gateway.stop()
         mongodb_client.drop_database(name)
+    assert not gateway.complaints()
 
 
 @pytest.fixture
@@ -76,6 +77,7 @@ async def gateway_with(
     yield build
     for gateway in started:
         await asyncio.to_thread(gateway.kill)
+    assert not [gateway.complaints() for gateway in started if gateway.complaints()]
 
 
 @pytest_asyncio.fixture

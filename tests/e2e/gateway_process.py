@@ -125,6 +125,12 @@ class Gateway:
         except httpx.TransportError:
             return False
 
+    def complaints(self) -> list[str]:
+        """The lines of its log that tell of a fault of its own."""
+        log = self.running().log
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        return [line for line in lines if '"level": "error"' in line or "Traceback" in line]
+
     def kill(self) -> None:
         """Ends the process as a crash does."""
         if self.process is not None:

@@ -81,6 +81,23 @@ async def test_one_trigger_from_node_reaches_many_channels_once_each(stage: Stag
     assert listener.pushes() == {("headline", channel): 1 for channel in channels}
 
 
+async def test_an_event_to_a_user_reaches_each_of_his_signed_in_sockets_alone(
+    stage: Stage,
+) -> None:
+    anna = [await stage.party("anna", "viewer", by="signin") for _ in range(2)]
+    other = await stage.party("other", "viewer", by="signin")
+    for party in (*anna, other):
+        channel = f"#server-to-user-{party.user_id}"
+        await party.expect("pusher_internal:subscription_succeeded", channel, kind="frame")
+    async with Backend("backend") as backend:
+        await backend.order("connect", options=stage.gateway.backend_options())
+        for user_id in (anna[0].user_id, other.user_id):
+            await backend.order("send_to_user", user=user_id, event="news", data={"for": user_id})
+
+    for party in (*anna, other):
+        assert (await party.expect("news", kind="user")).data == {"for": party.user_id}
+
+
 async def test_a_backend_with_a_wrong_secret_is_refused(stage: Stage) -> None:
     async with Backend("backend") as backend:
         options = {**stage.gateway.backend_options(), "secret": "another"}

@@ -10,6 +10,9 @@ import pytest
 if TYPE_CHECKING:
     from tests.e2e.stage import Stage, StageBuilder
 
+# Gateways of their own take seconds to start on a busy machine.
+pytestmark = pytest.mark.timeout(120)
+
 
 async def test_members_see_each_other_come_and_go(stage: Stage) -> None:
     anna = await stage.party("anna", "viewer", by="backend")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import jwt
 import pytest
 
@@ -18,7 +19,7 @@ from tests.e2e.stage import (
 )
 
 if TYPE_CHECKING:
-    import httpx
+    from collections.abc import AsyncIterator
 
     from tests.e2e.party import Party
     from tests.e2e.stage import Stage
@@ -241,5 +242,24 @@ async def test_a_body_over_the_limit_is_refused(stage: Stage) -> None:
         role="viewer",
         content=b'{"session_id":"' + b"a" * 262_144 + b'"}',
     )
+
+    assert_problem(response, 413, "body_too_large")
+
+
+async def test_a_body_that_does_not_say_how_long_it_is_is_cut_off_at_the_limit(
+    stage: Stage,
+) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(64):
+            yield b"a" * 8_192
+
+    headers = {
+        "Authorization": f"Bearer {stage.gateway.token(stage.user('viewer'), 'viewer')}",
+        "Content-Type": "application/json",
+    }
+    async with httpx.AsyncClient(timeout=10) as client:
+        response = await client.post(
+            f"{stage.gateway.url}/goals", content=endless(), headers=headers
+        )
 
     assert_problem(response, 413, "body_too_large")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.e2e.stage import reply, to_streamer, to_viewer
 
 if TYPE_CHECKING:
     from tests.e2e.gateway_process import GatewayBuilder
     from tests.e2e.stage import Stage, StageBuilder
+
+# Gateways of their own take seconds to start on a busy machine.
+pytestmark = pytest.mark.timeout(120)
 
 
 async def test_the_snapshot_holds_every_goal_of_the_user_that_has_not_ended(stage: Stage) -> None:

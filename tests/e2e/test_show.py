@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.e2e.stage import (
     AMOUNT_MINOR,
     authorized,
@@ -20,6 +22,9 @@ LATE_AT_MOST_S = 1.0
 if TYPE_CHECKING:
     from tests.e2e.party import Party
     from tests.e2e.stage import Push, Stage, StageBuilder
+
+# Gateways of their own take seconds to start on a busy machine.
+pytestmark = pytest.mark.timeout(120)
 
 
 async def test_starting_captures_the_money_and_everyone_watching_hears_it(stage: Stage) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.e2e.stage import authorized, reply, to_audience, to_streamer, to_viewer
 
 if TYPE_CHECKING:
     from tests.e2e.gateway_process import GatewayBuilder
     from tests.e2e.stage import StageBuilder
+
+# Gateways of their own take seconds to start on a busy machine.
+pytestmark = pytest.mark.timeout(120)
 
 
 async def test_parties_on_different_nodes_hear_the_same_as_on_one(

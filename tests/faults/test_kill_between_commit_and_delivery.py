@@ -39,6 +39,9 @@ LEASE_S = "1"
 # What a caller sees of a process that ends amid its call; not a mere timeout.
 DIED = (httpx.RemoteProtocolError, httpx.ReadError)
 
+# Gateways of their own take seconds to start on a busy machine.
+pytestmark = pytest.mark.timeout(120)
+
 
 @dataclass(frozen=True, slots=True)
 class Doomed:
