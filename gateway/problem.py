@@ -45,6 +45,7 @@ class Problem(msgspec.Struct, frozen=True):
 _TITLES = {
     400: "Bad Request",
     401: "Unauthorized",
+    402: "Payment Required",
     403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
