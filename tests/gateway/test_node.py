@@ -373,7 +373,7 @@ async def test_with_a_frozen_redis_sockets_are_answered_and_existing_ones_recove
         assert error["event"] == "pusher:subscription_error"
         assert error["data"]["status"] == 503
         with pytest.raises(BrokerUnavailable):
-            await gateway.node.publish([Publication("1", "new", b"{}")])
+            await gateway.node.publish([Publication("1", "other", b"{}")])
 
         own_redis.process.resume()
         await client.subscribed("new")
