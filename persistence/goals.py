@@ -305,16 +305,25 @@ class Goals:
         )
         if unset.matched_count == 0:
             raise Conflict
-        return await self.decline_all(list(paths.values()), CommandName.SUPERSEDE, session, now)
+        # What the declined goals' receivers would mark on their pairs went with the pairs.
+        deliveries, _ = await self.decline_all(
+            list(paths.values()), CommandName.SUPERSEDE, session, now
+        )
+        return deliveries
 
     async def decline_all(
         self, goal_ids: Iterable[ObjectId], command: CommandName, session: Session, now: datetime
-    ) -> list[Delivery]:
-        """Declines, inside a transaction, those of the goals that are still invited."""
+    ) -> tuple[list[Delivery], list[Effect]]:
+        """Declines, inside a transaction, those of the goals that are still invited.
+
+        Returns:
+            What is left to deliver, and what the commit-phase receivers want of the Session.
+        """
         rows = await self._store.goals.find(
             {"_id": {"$in": list(goal_ids)}, "state": GoalState.INVITED.value}
         ).to_list()
         deliveries: list[Delivery] = []
+        effects: list[Effect] = []
         updates: list[UpdateOne] = []
         ledger: list[Row] = []
         calls: list[Row] = []
@@ -324,7 +333,8 @@ class Goals:
                 facts_of(goal, session), Command(command, Role.SYSTEM), now, self._limits
             )
             assert isinstance(decision, Decision)
-            write, _ = self.writer.goal_write(goal, decision, now, None)
+            write, wanted = self.writer.goal_write(goal, decision, now, None)
+            effects += wanted
             updates.append(UpdateOne(write.guard, write.update()))
             ledger += write.ledger
             calls += write.calls
@@ -339,7 +349,7 @@ class Goals:
             await self._store.escrow.insert_many(ledger)
             if calls:
                 await self._store.escrow_calls.insert_many(calls)
-        return deliveries
+        return deliveries, effects
 
     async def _invite_with_hold(self, intent: Intent, holds: Holds) -> Answer:
         """Has the payment service hold the money, then puts up the invitation.

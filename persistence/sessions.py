@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bson import ObjectId
+from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
 from persistence.documents import Session, SessionUser
@@ -12,11 +13,16 @@ from persistence.errors import Conflict, StoreUnavailable
 from persistence.faults import Step, reached
 from persistence.goals import object_id
 from statemachine.goal import CommandName, GoalState
+from statemachine.receivers import SetOnSession
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
     from persistence.goals import Goals
     from persistence.intents import Delivery
     from persistence.store import Store
+    from statemachine.receivers import Effect
 
 
 class Sessions:
@@ -82,37 +88,50 @@ class Sessions:
                 now = self._store.clock.now()
                 reached(Step.AFTER_DECIDE, CommandName.CLOSE)
 
-                async def body(current: Session = current, now: Any = now) -> list[Delivery]:
-                    updated = await self._store.sessions.update_one(
-                        {"_id": session_id, "version": current.version},
-                        {"$set": {"active": False, "ended_at": now}, "$inc": {"version": 1}},
-                    )
-                    if updated.matched_count == 0:
-                        raise Conflict
-                    reached(Step.IN_TRANSACTION, CommandName.CLOSE)
-                    standing = await self._store.goals.find(
-                        {
-                            "conditions.session_id": session_id,
-                            "state": GoalState.INVITED.value,
-                        },
-                        {"_id": True},
-                    ).to_list()
-                    deliveries = await self._goals.decline_all(
-                        [goal["_id"] for goal in standing], CommandName.CLOSE, current, now
-                    )
-                    reached(Step.BEFORE_COMMIT, CommandName.CLOSE)
-                    return deliveries
+                async def body(
+                    current: Session = current, now: Any = now
+                ) -> tuple[Session, list[Delivery]]:
+                    return await self._end(current, now)
 
                 try:
-                    deliveries = await self._store.transact(body)
+                    ended, deliveries = await self._store.transact(body)
                 except Conflict:
                     continue
                 reached(Step.AFTER_COMMIT, CommandName.CLOSE)
-                ended = current.model_copy(
-                    update={"active": False, "ended_at": now, "version": current.version + 1}
-                )
                 return ended, tuple(deliveries)
+
+    async def _end(self, session: Session, now: datetime) -> tuple[Session, list[Delivery]]:
+        """Declines what stands, and ends the Session with what the receivers mark on its pairs."""
+        standing = await self._store.goals.find(
+            {"conditions.session_id": session.id, "state": GoalState.INVITED.value}, {"_id": True}
+        ).to_list()
+        deliveries, effects = await self._goals.decline_all(
+            [goal["_id"] for goal in standing], CommandName.CLOSE, session, now
+        )
+        row = await self._store.sessions.find_one_and_update(
+            {"_id": session.id, "version": session.version},
+            {
+                "$set": {"active": False, "ended_at": now, **_marks(session, effects)},
+                "$inc": {"version": 1},
+            },
+            return_document=ReturnDocument.AFTER,
+        )
+        if row is None:
+            raise Conflict
+        reached(Step.BEFORE_COMMIT, CommandName.CLOSE)
+        return Session.model_validate(row), deliveries
 
     async def _live(self, streamer_id: str) -> Session | None:
         row = await self._store.sessions.find_one({"user.id": streamer_id, "active": True})
         return Session.model_validate(row) if row else None
+
+
+def _marks(session: Session, effects: Iterable[Effect]) -> dict[str, object]:
+    """What the receivers set on pairs that name their goal (the requirements' filter)."""
+    marks: dict[str, object] = {}
+    for effect in effects:
+        if isinstance(effect, SetOnSession):
+            pair = session.exclusive_goal_pairs.get(effect.viewer_id)
+            if pair is not None and str(pair.trigger_exclusive_goal) == effect.goal_id:
+                marks |= effect.fields
+    return marks

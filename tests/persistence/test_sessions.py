@@ -93,6 +93,11 @@ async def test_the_end_declines_standing_invitations_and_gives_the_money_back(
     assert (ended.active, ended.ended_at, ended.version) == (False, world.clock.now(), 4)
     row = world.session_row(session)
     assert (row["active"], row["ended_at"], row["version"]) == (False, world.clock.now(), 4)
+    pairs = row["exclusive_goal_pairs"]
+    assert {viewer: pair["trigger_exclusive_goal_ended"] for viewer, pair in pairs.items()} == {
+        "ben": True,
+        "cleo": True,
+    }
     assert {str(delivery.goal_id) for delivery in deliveries} == set(goal_ids)
     for goal_id in goal_ids:
         goal = world.goal_row(goal_id)

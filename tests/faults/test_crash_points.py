@@ -1,0 +1,282 @@
+"""`kill -9` at every step of every command, and what becomes of it.
+
+Which steps a command reaches is found out first, by letting one pass. Then a process dies at each
+of them in turn: it is started again, or a second one takes over. The checker judges every case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections import Counter
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from persistence.faults import Step
+from tests.e2e.books import Books
+from tests.e2e.gateway_process import Stores
+from tests.e2e.wire_socket import WireSocket
+from tests.faults.checker import judge
+from tests.faults.forked_gateway import CrashPoint, ForkedGateway
+from tests.faults.players import DEADLINES, Scene, Witness, ask, insist
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+    from pathlib import Path
+
+    from pymongo import MongoClient
+
+    from tests.faults.players import Act
+
+LEASE_S = 0.5
+SETTINGS = {
+    "lease_s": LEASE_S,
+    "poll_interval_s": 0.05,
+    # Twice this long the survivors let a transaction rest before they end it.
+    "command_timeout_s": 0.8,
+    # Only deadlines that a test moves are to come.
+    "invitation_ttl_s": 3_600,
+    "refund_delay_s": 3_600,
+    "log_level": "warning",
+}
+COMMANDS = (
+    "invite",
+    "agree",
+    "disagree",
+    "withdraw",
+    "expire",
+    "start",
+    "refund",
+    "finish",
+    "finish_due",
+    "close",
+)
+LANES = 2
+DIES_WITHIN_S = 10.0
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+
+
+@dataclass(slots=True)
+class Lane:
+    """A database and its gateways, beside which another lane can go on."""
+
+    books: Books
+    witness: Witness
+    gateway: ForkedGateway
+    doomed: ForkedGateway
+    took_over_s: list[float] = field(default_factory=list)
+
+    def scene(self) -> Scene:
+        return Scene(self.books, self.witness)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lanes(
+    mongodb_url: str,
+    redis_url: str,
+    mongodb_client: MongoClient,
+    apps_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[list[Lane]]:
+    """Each with one gateway that runs and one that is started to die."""
+    async with AsyncExitStack() as stack:
+        made = []
+        for number in range(LANES):
+            name = f"test_{secrets.token_hex(6)}"
+            stack.callback(mongodb_client.drop_database, name)
+            stores = Stores(mongodb_url, name, redis_url, name)
+            log = tmp_path_factory.mktemp("crash") / f"lane{number}.log"
+            gateways = [
+                await stack.enter_async_context(ForkedGateway(stores, apps_file, log, SETTINGS))
+                for _ in range(2)
+            ]
+            await gateways[0].start()
+            made.append(
+                Lane(
+                    await stack.enter_async_context(Books(stores)),
+                    await stack.enter_async_context(Witness(stores)),
+                    gateway=gateways[0],
+                    doomed=gateways[1],
+                )
+            )
+        yield made
+
+
+async def perform(scene: Scene, gateway: ForkedGateway, act: Act) -> None:
+    """Sends the command, or lets the deadline come that stands for it."""
+    if act.command in DEADLINES:
+        await scene.let_come(act)
+    else:
+        await ask(scene.history, gateway, act)
+
+
+async def repeat(scene: Scene, gateway: ForkedGateway, act: Act) -> None:
+    """Sends a command again, as a client does that has had no answer."""
+    if act.command not in DEADLINES:
+        await insist(scene.history, gateway, act)
+
+
+async def deadline_met(scene: Scene, act: Act) -> None:
+    """Waits until a deadline that was let come has moved the goal on."""
+    if act.command in DEADLINES:
+        assert act.goal_id is not None
+        await scene.books.until_state(act.goal_id, "ended")
+
+
+async def points_of(lane: Lane, command: str) -> list[CrashPoint]:
+    """Every step that this command reaches, with the how-manieth time it does."""
+    scene = lane.scene()
+    act = await scene.prepare(lane.gateway, command)
+    await lane.gateway.arm(None)
+    await perform(scene, lane.gateway, act)
+    await deadline_met(scene, act)
+    await scene.settled()
+    async with asyncio.timeout(DIES_WITHIN_S):
+        # The last step comes a moment after the write that everybody else waits for.
+        while (reached := await lane.gateway.steps())[-1][0] not in {
+            Step.AFTER_OUTBOX_REMOVAL,
+            Step.BEFORE_REPLY,
+        }:
+            pass
+    missing = set(Step) - {step for step, _ in reached}
+    assert not missing, f"{command} does not pass {missing}"
+    count: Counter[tuple[str, str]] = Counter()
+    points = []
+    for step, detail in reached:
+        count[step, detail] += 1
+        points.append(CrashPoint(step, detail, count[step, detail]))
+    return points
+
+
+async def each_at_its_lane(
+    lanes: list[Lane],
+    points: list[CrashPoint],
+    case: Callable[[Lane, CrashPoint], Awaitable[Iterable[str]]],
+) -> None:
+    """Runs every case, two at a time, and fails with everything that was wrong."""
+    wrong: list[str] = []
+    waiting = iter(points)
+
+    async def run(lane: Lane) -> None:
+        for point in waiting:
+            wrong.extend(f"{point}: {text}" for text in await case(lane, point))
+
+    async with asyncio.TaskGroup() as tasks:
+        for lane in lanes:
+            tasks.create_task(run(lane))
+    assert not wrong, "\n".join(wrong)
+
+
+async def verdict(scene: Scene, gateway: ForkedGateway) -> list[str]:
+    """What the checker says, once everything has settled."""
+    await scene.settled()
+    await scene.final_snapshots(gateway)
+    return [str(violation) for violation in judge(scene.history, await scene.truth())]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+async def test_a_killed_gateway_that_is_started_again_finishes_what_it_began(
+    lanes: list[Lane], command: str
+) -> None:
+    points = await points_of(lanes[0], command)
+
+    async def case(lane: Lane, point: CrashPoint) -> list[str]:
+        gateway = lane.gateway
+        scene = lane.scene()
+        act = await scene.prepare(gateway, command)
+        await gateway.arm(point)
+        await perform(scene, gateway, act)
+        if not await gateway.until_dead(DIES_WITHIN_S):
+            return ["it was not reached"]
+        await gateway.start()
+        await repeat(scene, gateway, act)
+        await deadline_met(scene, act)
+        return await verdict(scene, gateway)
+
+    await each_at_its_lane(lanes, points, case)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+async def test_a_second_gateway_finishes_what_a_killed_one_began(
+    lanes: list[Lane], command: str
+) -> None:
+    points = await points_of(lanes[0], command)
+
+    async def case(lane: Lane, point: CrashPoint) -> list[str]:
+        survivor, doomed = lane.gateway, lane.doomed
+        doomed.launch(point if command not in DEADLINES else None)
+        scene = lane.scene()
+        act = await scene.prepare(survivor, command)
+        async with listeners(scene, survivor) as sockets:
+            await doomed.until_ready()
+            if command in DEADLINES:
+                await doomed.arm(point)
+                # Else the survivor might be the one that sees the deadline first.
+                survivor.pause()
+            await perform(scene, doomed, act)
+            died = await doomed.until_dead(DIES_WITHIN_S)
+            died_at_s = time.monotonic()
+            if command in DEADLINES:
+                survivor.resume()
+            if not died:
+                await doomed.kill()
+                return ["it was not reached"]
+            await deadline_met(scene, act)
+            await scene.books.until_delivered()
+            lane.took_over_s.append(time.monotonic() - died_at_s)
+            await repeat(scene, survivor, act)
+            await scene.settled()
+            await sockets.heard_all()
+        return await verdict(scene, survivor)
+
+    await each_at_its_lane(lanes, points, case)
+
+
+@dataclass(slots=True)
+class Listeners:
+    """The parties' sockets; what they hear is part of the history."""
+
+    scene: Scene
+    channels_of: dict[WireSocket, list[str]]
+
+    async def heard_all(self) -> None:
+        """Waits until the sockets have received all that is on its way, and writes it down."""
+        channels = {channel for channels in self.channels_of.values() for channel in channels}
+        barrier = await self.scene.witness.barrier(sorted(channels))
+        for socket, own in self.channels_of.items():
+            for channel in own:
+                await socket.expect(barrier, channel)
+            for record in socket.received:
+                if record.channel in own and record.event is not None:
+                    heard = (record.channel, record.event, record.data)
+                    self.scene.history.hear(socket.name, *heard)
+                    last = self.scene.history.heard.pop()
+                    self.scene.history.heard.append(replace(last, at_s=record.at_s))
+
+
+@contextlib.asynccontextmanager
+async def listeners(scene: Scene, gateway: ForkedGateway) -> AsyncIterator[Listeners]:
+    """Everyone's socket on a gateway that survives; subscribed before the command is sent."""
+    streamer, (viewer, rival) = scene.streamer, scene.viewers
+    room = f"presence-stream@{streamer}"
+    wanted = {
+        (streamer, "streamer"): [f"private-stream@{streamer}", room],
+        (viewer, "viewer"): [room, f"presence-stream-viewer@{streamer}.preview.{viewer}"],
+        (rival, "viewer"): [room],
+    }
+    async with AsyncExitStack() as stack:
+        sockets = {}
+        for (user_id, role), channels in wanted.items():
+            socket = await stack.enter_async_context(WireSocket(gateway, user_id, role))
+            await socket.subscribe_own()
+            for channel in channels:
+                await socket.subscribe(channel)
+            sockets[socket] = [socket.own_channel, *channels]
+        yield Listeners(scene, sockets)
