@@ -157,20 +157,25 @@ class Goals:
     async def _advance(self, intent: Intent, goal: Goal) -> Answer:
         """Moves an existing goal on."""
         session_id = goal.conditions.session_id
-        waited = self._store.session_lock(session_id).locked()
+        stale = self._store.session_lock(session_id).locked()
         taken = False
         async with self._session_turn(session_id):
             while True:
-                if waited:
-                    goal = await self._reloaded(goal)
-                waited = True
                 session = await self._session(session_id)
                 assert session is not None
+                if stale:
+                    goal = await self._reloaded(goal)
                 now = self._store.clock.now()
                 command = _command_of(intent, goal)
                 facts = facts_of(goal, session, taken=taken)
                 decision = decide(facts, command, now, self._limits)
+                # A commit is guarded by both versions, a refusal by nothing. So it is only given
+                # on a goal that was read after its Session: else a Session that has just been
+                # taken by this very goal would look taken by another.
+                was_stale, stale = stale, True
                 if isinstance(decision, Rejection):
+                    if not was_stale:
+                        continue
                     refused = _refused(decision, goal, command)
                     return await self._requests.refuse(intent, refused, now)
                 reached(Step.AFTER_DECIDE, intent.command)

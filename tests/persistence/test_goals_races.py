@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pymongo import MongoClient
 
+    from persistence.documents import Session
     from persistence.intents import Answer
     from tests.persistence.world import Steps, World
 
@@ -243,6 +244,32 @@ async def test_a_session_that_changed_under_a_command_is_read_again(
 
     assert code_of(answer) == "session_ended"
     assert world.goal_row(goal_id)["state"] == "invited"
+
+
+async def test_a_goal_that_is_agreed_between_two_reads_is_not_taken_for_another_ones(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The goal was read before another node agreed it, its Session after.
+
+    The Session is then taken by this very goal, and "busy" would be the wrong answer.
+    """
+    other = await world.add_node()
+    goal_id = await world.invited(await world.session())
+    read_session = world.node.goals._session
+    winners: list[Answer] = []
+
+    async def after_another_node_has_agreed(session_id: ObjectId) -> Session | None:
+        if not winners:
+            winners.append(await world.ask(CommandName.AGREE, goal_id, node=other))
+        return await read_session(session_id)
+
+    monkeypatch.setattr(world.node.goals, "_session", after_another_node_has_agreed)
+
+    answer = await world.ask(CommandName.AGREE, goal_id)
+
+    assert code_of(winners[0]) == "ok"
+    assert code_of(answer) == "goal_already_agreed"
+    assert answer.goal == winners[0].goal
 
 
 async def test_a_write_conflict_inside_the_transaction_is_tried_again(
