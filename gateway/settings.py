@@ -259,7 +259,11 @@ class Settings(BaseSettings):
     # Workers and leases
     lease_s: Annotated[
         float,
-        Field(gt=0, le=3_600, description="Lease on an outbox entry or a due goal being worked."),
+        Field(
+            gt=0,
+            le=3_600,
+            description="Within which another process has done what a dead one left undone.",
+        ),
     ] = 5.0
     node_lease_s: Annotated[
         float,

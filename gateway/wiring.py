@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 _VIEW_TTL_S: Final = 60
 # Of a command's time, what the database may take; the rest is for the reply.
 _STORE_SHARE: Final = 0.8
+# A claim ends sooner than the lease, so that whoever takes it over has also done the work by then.
+_CLAIM_SHARE: Final = 0.8
 # Of a command's time, what dropping cached views may take before the reply goes out without.
 _DROP_SHARE: Final = 0.15
 # How long a cancelled loop may take to end before it is asked again.
@@ -266,7 +268,7 @@ async def open_store(settings: Settings, clock: Clock) -> Store:
         # Half the pool, so that a command in a transaction never waits for its own connection.
         concurrency=max(1, settings.mongodb_pool_size // 2),
         deadline_s=settings.command_timeout_s * _STORE_SHARE,
-        lease_s=settings.lease_s,
+        lease_s=settings.lease_s * _CLAIM_SHARE,
         node_name=settings.node_name,
     )
     try:
