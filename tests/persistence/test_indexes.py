@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from bson import ObjectId
 
 from persistence.documents import DOCUMENTS
 from statemachine.goal import CommandName, Role
@@ -105,6 +106,28 @@ async def test_the_profiler_would_have_told(profiled: World) -> None:
 
     found = {namespace for namespace, _ in without_index(profiled.raw)}
     assert found == {"goals", "sessions"}
+
+
+async def test_the_clean_up_is_guarded_by_each_pairs_goal(profiled: World) -> None:
+    """The requirements' filter, although the transaction would do without it."""
+    session = await profiled.session()
+    ours = await profiled.invited(session, "ben")
+    others = {viewer: await profiled.invited(session, viewer) for viewer in ("cleo", "dora")}
+
+    await profiled.ask(CommandName.AGREE, ours)
+
+    [clean_up] = [
+        row["command"]
+        for row in operations(profiled.raw)
+        if row["op"] == "update"
+        and "$unset" in row["command"].get("u", ())
+        and row["ns"].endswith(".sessions")
+    ]
+    assert clean_up["q"] == {"_id": session.id} | {
+        f"exclusive_goal_pairs.{viewer}.trigger_exclusive_goal": ObjectId(goal_id)
+        for viewer, goal_id in others.items()
+    }
+    assert set(clean_up["u"]["$unset"]) == {f"exclusive_goal_pairs.{viewer}" for viewer in others}
 
 
 def idle_goal(number: int, world: World, **fields: Any) -> Row:
