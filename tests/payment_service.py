@@ -19,18 +19,20 @@ from typing import TYPE_CHECKING, Any, Self
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from random import Random
 
     from pymongo.database import Database
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
 SECRET = "what-duet-and-the-payment-service-share"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 SLOW_S = 0.05
 CALLS = ("hold", "capture", "release")
 
@@ -102,6 +104,8 @@ class PaymentService:
         self._viewer_of: dict[str, str] = {}
         self._changed = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._chance: Random | None = None
+        self._rate = 0.0
 
     # --- what a test tells it ---------------------------------------------------------------
 
@@ -116,6 +120,11 @@ class PaymentService:
             self._always.pop(call, None)
             if fault is not None:
                 self._always[call] = fault
+
+    def go_wild(self, chance: Random | None, rate: float = 0.4) -> None:
+        """Calls of every kind go wrong at random, at this rate; `None` heals it."""
+        with self._changed:
+            self._chance, self._rate = chance, rate
 
     def close_gate(self, call: str) -> None:
         """Calls of this kind do their work and wait with the answer."""
@@ -142,7 +151,10 @@ class PaymentService:
 
     async def answer(self, request: Request) -> Response:
         call = request.path_params["call"]
-        body = await request.body()
+        try:
+            body = await request.body()
+        except ClientDisconnect:
+            return Response()
         told = json.loads(body)
         if not self._is_signed(request, body) or told["call"] != call:
             self.faults_seen.append(f"a call that is not signed: {body!r}")
@@ -170,6 +182,8 @@ class PaymentService:
             self._changed.notify_all()
             if self._plans[call]:
                 return self._plans[call].popleft()
+            if self._chance is not None and self._chance.random() < self._rate:
+                return self._chance.choice(UNCLEAR)
             return self._always.get(call)
 
     async def _before(self, request: Request, fault: Fault | None, key: str) -> Response | None:
