@@ -68,14 +68,20 @@ class GatewayServer(uvicorn.Server):
             server.close()
         for listener in sockets or []:
             listener.close()
-        for connection in list(self.server_state.connections):
-            connection.shutdown()
+        self._send_away()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_HTTP_GRACE_S):
                 await self._calls_ended()
         for task in list(self.server_state.tasks):
             task.cancel()
+        # Once more, for those that were just being accepted.
+        self._send_away()
         await self.lifespan.shutdown()
+
+    def _send_away(self) -> None:
+        """Closes idle HTTP connections, busy ones after their answer; sockets begin to drain."""
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
 
     async def _calls_ended(self) -> None:
         while self.server_state.tasks and not self.force_exit:
