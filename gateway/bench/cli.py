@@ -131,6 +131,40 @@ def agree(
     )
 
 
+@app.command()
+def chaos(
+    kills: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Processes killed before it ends.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="Of what is random on our side.")] = 0,
+    gateways: Annotated[int, typer.Option(min=1, max=16, help="Gateway processes.")] = 2,
+    streams: Annotated[int, typer.Option(min=1, max=200, help="Streams at the same time.")] = 6,
+    json_file: _Json = None,
+    mongodb_url: _MongoDB = None,
+    redis_url: _Redis = None,
+) -> None:
+    """Gateways killed at random under load; a verdict on every promise. Needs a checkout."""
+    from gateway.bench import chaos as shape
+    from persistence.embedded import EmbeddedError
+
+    try:
+        _check_files(json_file, None)
+        kept = shape.run(
+            kills=kills,
+            seed=seed,
+            gateways=gateways,
+            streams=streams,
+            json_file=json_file,
+            mongodb_url=mongodb_url,
+            redis_url=redis_url,
+        )
+    except (BenchError, EmbeddedError) as fault:
+        typer.echo(f"duet: {' '.join(str(fault).split())}", err=True)
+        raise SystemExit(1) from None
+    if not kept:
+        raise SystemExit(1)
+
+
 def _run(
     shape: Shape,
     plan: Any,

@@ -111,14 +111,14 @@ def _acknowledged(run: Run) -> Iterator[str]:
 def _refused(run: Run) -> Iterator[str]:
     asks: dict[tuple[str, str], list[Asked]] = defaultdict(list)
     for asked in run.history.asked:
-        if asked.goal_id is not None:
+        # A show ends by many hands: by either party, the end of the Session, the timer.
+        if asked.goal_id is not None and asked.command != "finish":
             asks[asked.goal_id, asked.command].append(asked)
     for (goal_id, command), asked_ones in asks.items():
         invitation = run.invitations.get(goal_id)
         answers = [run.answer_of.get(asked.ask) for asked in asked_ones]
         final = all(answer and not answer.ok and not answer.retryable for answer in answers)
-        ended_otherwise = command == "finish" and invitation and run.closing_asks(invitation)
-        if final and invitation and invitation.did(command) and not ended_otherwise:
+        if final and invitation and invitation.did(command):
             yield f"{command} of {goal_id} was refused every time, and took place"
 
 

@@ -218,10 +218,10 @@ class ForkedGateway:
 
     async def start(self, crash: CrashPoint | None = None) -> None:
         """Starts the process, or starts it again, and waits until it is ready."""
-        self.launch(crash)
+        await self.launch(crash)
         assert await self.until_ready(), f"{self.process}\n{self.log_text()}"
 
-    def launch(self, crash: CrashPoint | None = None) -> None:
+    async def launch(self, crash: CrashPoint | None = None) -> None:
         """Starts the process without waiting for it.
 
         It listens on a port of its own each time: amid hundreds of starts a free one may be taken
@@ -243,7 +243,8 @@ class ForkedGateway:
         }
         plan = Plan(settings, str(self.log), crash)
         self.process = _context().Process(target=child_main, args=(plan,), daemon=True)
-        self.process.start()
+        # The first one waits for the server's imports.
+        await asyncio.to_thread(self.process.start)
         self.started += 1
 
     async def until_ready(self) -> bool:

@@ -211,7 +211,7 @@ async def test_a_second_gateway_finishes_what_a_killed_one_began(
 
     async def case(lane: Lane, point: CrashPoint) -> list[str]:
         survivor, doomed = lane.gateway, lane.doomed
-        doomed.launch(point if command not in DEADLINES else None)
+        await doomed.launch(point if command not in DEADLINES else None)
         scene = lane.scene()
         act = await scene.prepare(survivor, command)
         async with listeners(scene, survivor) as sockets:
