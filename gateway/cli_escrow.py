@@ -17,6 +17,7 @@ from persistence.documents import EscrowCall
 from persistence.errors import StoreError
 from persistence.escrow_calls import EscrowBook
 from persistence.escrow_port import CallStatus
+from persistence.migrations import MigrationRefused
 from persistence.store import Store
 
 T = TypeVar("T")
@@ -41,6 +42,8 @@ def with_store(work: Callable[[Store], Awaitable[T]]) -> T:
         store = await open_store(load_settings(), Clock())
         try:
             return await work(store)
+        except MigrationRefused as error:
+            raise StartError(str(error)) from None
         except StoreError as error:
             raise StartError(f"DUET_MONGODB_URL: {error}") from None
         finally:
