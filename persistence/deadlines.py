@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pymongo import ReturnDocument
 
+from persistence.claims import skipping_locked
 from persistence.intents import Intent
 from statemachine.goal import CommandName, Role
 
@@ -55,21 +56,23 @@ class Deadlines:
                 self._store.goals.find(free, {"_id": True}).sort("due_at").limit(limit).to_list()
             )
             for row in found:
-                goal = await self._store.goals.find_one_and_update(
-                    {"_id": row["_id"], **free},
-                    {
-                        "$set": {
-                            "due_lease_until": now + timedelta(seconds=self._store.options.lease_s),
-                            "due_owner": self._store.owner,
-                        }
-                    },
-                    projection={"due_at": True, "due_command": True},
-                    return_document=ReturnDocument.BEFORE,
-                )
-                if goal is not None:
-                    late_s = (now - goal["due_at"]).total_seconds()
-                    command = CommandName(goal["due_command"])
-                    claimed.append(DueGoal(goal["_id"], command, late_s))
+                with skipping_locked():
+                    goal = await self._store.goals.find_one_and_update(
+                        {"_id": row["_id"], **free},
+                        {
+                            "$set": {
+                                "due_lease_until": now
+                                + timedelta(seconds=self._store.options.lease_s),
+                                "due_owner": self._store.owner,
+                            }
+                        },
+                        projection={"due_at": True, "due_command": True},
+                        return_document=ReturnDocument.BEFORE,
+                    )
+                    if goal is not None:
+                        late_s = (now - goal["due_at"]).total_seconds()
+                        command = CommandName(goal["due_command"])
+                        claimed.append(DueGoal(goal["_id"], command, late_s))
         return claimed
 
     async def fire(self, due: DueGoal) -> Answer:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
+from persistence.claims import skipping_locked
 from persistence.documents import OutboxEntry
 from persistence.escrow_port import SERVICE
 from persistence.faults import Step, reached
@@ -104,14 +105,15 @@ class Outbox:
                 .to_list()
             )
             for row in found:
-                claimed = await self._store.goals.find_one_and_update(
-                    {"_id": row["_id"], "outbox_due_at": {"$lte": now}},
-                    {"$set": self._lease(now)},
-                    projection={"outbox": True},
-                    return_document=ReturnDocument.AFTER,
-                )
-                if claimed is not None:
-                    deliveries.append(_delivery(claimed))
+                with skipping_locked():
+                    claimed = await self._store.goals.find_one_and_update(
+                        {"_id": row["_id"], "outbox_due_at": {"$lte": now}},
+                        {"$set": self._lease(now)},
+                        projection={"outbox": True},
+                        return_document=ReturnDocument.AFTER,
+                    )
+                    if claimed is not None:
+                        deliveries.append(_delivery(claimed))
         return deliveries
 
     async def take_over(self) -> int:

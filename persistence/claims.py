@@ -1,0 +1,34 @@
+"""Claiming one of many: a document that somebody's transaction holds keeps nobody else waiting.
+
+A process that is killed inside a transaction leaves its documents locked until its session is
+ended (`persistence.abandoned`). Whoever claims what is due goes round them: what he has claimed
+already, and what comes behind, is not for them to hold up.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import pymongo
+from pymongo.errors import PyMongoError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Many times what an update takes, and a small part of a command's deadline.
+_WAIT_S: Final = 0.25
+
+
+@contextmanager
+def skipping_locked() -> Iterator[None]:
+    """Gives the database call inside a moment, and goes on without it when that is over.
+
+    A claim whose answer came too late stands, and runs out with its lease.
+    """
+    try:
+        with pymongo.timeout(_WAIT_S):
+            yield
+    except PyMongoError as error:
+        if not error.timeout:
+            raise
