@@ -437,7 +437,11 @@ def notify_escrow(occurrence: Occurrence) -> Sequence[Effect]:
 
 
 def settle_escrow(occurrence: Occurrence) -> Sequence[Effect]:
-    """Ends a declined goal: in Duet's own ledger a release is acknowledged once written."""
+    """Ends a declined goal: in Duet's own ledger a release is acknowledged once written.
+
+    A goal whose money a payment service holds as well waits for that one's acknowledgement; the
+    shell, which knows who holds it, leaves it declined until then.
+    """
     return (Settle(occurrence.goal_id),)
 
 
