@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 
+# Unauthorized, CommandNotSupported, and what a hosted MongoDB answers instead.
+_REFUSALS = frozenset({13, 115, 8000})
+
+
 class AbandonedTransactions:
     """The open transactions of processes that are gone."""
 
@@ -33,19 +37,19 @@ class AbandonedTransactions:
 
     async def free_predecessors(self) -> int:
         """Ends those of an earlier process of this node's name, however fresh they are."""
-        return await self._free(f"{self._store.options.node_name}/", inactive_s=0.0)
+        own = application_name(self._store.database_name, self._store.owner)
+        return await self._free(f"{self._store.options.node_name}/", 0.0, spared=[own])
 
     async def free_inactive(self) -> int:
-        """Ends those of any node that have not moved for twice a command's deadline."""
-        return await self._free("", inactive_s=2 * self._store.options.deadline_s)
+        """Ends those of any node, this one included, that rest for twice a command's deadline."""
+        return await self._free("", 2 * self._store.options.deadline_s, spared=[])
 
-    async def _free(self, owner_prefix: str, inactive_s: float) -> int:
+    async def _free(self, owner_prefix: str, inactive_s: float, spared: list[str]) -> int:
         """Kills the sessions found; tells how many."""
         if not self._allowed:
             return 0
         database = self._store.database_name
         prefix = re.escape(application_name(database, owner_prefix))
-        own = application_name(database, self._store.owner)
         async with self._store.reading():
             try:
                 admin = self._store.admin
@@ -56,7 +60,7 @@ class AbandonedTransactions:
                             {
                                 "$match": {
                                     "type": "idleSession",
-                                    "appName": {"$regex": f"^{prefix}", "$ne": own},
+                                    "appName": {"$regex": f"^{prefix}", "$nin": spared},
                                     "transaction.timeInactiveMicros": {
                                         "$gte": int(inactive_s * 1_000_000)
                                     },
@@ -71,6 +75,8 @@ class AbandonedTransactions:
                         "killSessions", [{"id": operation["lsid"]["id"]} for operation in found]
                     )
             except OperationFailure as error:
+                if error.code not in _REFUSALS:
+                    raise
                 # Not every hosted MongoDB lets a user see his own operations: then the server's
                 # own limit has to do, as it would without this.
                 self._allowed = False

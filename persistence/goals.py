@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bson import ObjectId
@@ -47,7 +46,7 @@ from statemachine.goal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from persistence.escrow_port import EscrowPort
@@ -149,17 +148,12 @@ class Goals:
             goal = _parsed(await self._store.goals.find_one({"_id": goal.trigger_goal}))
         return goal
 
-    @asynccontextmanager
-    async def _session_turn(self, session_id: ObjectId) -> AsyncIterator[None]:
-        async with self._store.session_lock(session_id), self._store.turn():
-            yield
-
     async def _advance(self, intent: Intent, goal: Goal) -> Answer:
         """Moves an existing goal on."""
         session_id = goal.conditions.session_id
         stale = self._store.session_lock(session_id).locked()
         taken = False
-        async with self._session_turn(session_id):
+        async with self._store.session_turn(session_id):
             while True:
                 session = await self._session(session_id)
                 assert session is not None
@@ -392,7 +386,7 @@ class Goals:
         session_id = object_id(intent.terms.session_id)
         if session_id is None:
             return await self._requests.refuse(intent, _NO_SESSION, self._store.clock.now())
-        async with self._session_turn(session_id):
+        async with self._store.session_turn(session_id):
             while True:
                 weighed = await self._weigh(intent, hold.goal_id if hold else ObjectId())
                 if isinstance(weighed, Refused):

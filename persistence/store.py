@@ -8,6 +8,8 @@ of the transactions a second (docs/decisions.md).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import uuid
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -32,7 +34,7 @@ from persistence.documents import (
     RequestRecord,
     Session,
 )
-from persistence.errors import StoreOverloaded, StoreUnavailable
+from persistence.errors import Conflict, StoreOverloaded, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -48,6 +50,11 @@ Row = dict[str, Any]
 
 # What the driver is given of a command's deadline; the rest is for the answer.
 _DRIVER_SHARE = 0.9
+# What a command may wait of it for its Session, and for a place in front of the pool, before it
+# is refused as one too many.
+_WAITING_SHARE = 0.4
+# How long a transaction that ran out of time may take to be ended.
+_END_TRANSACTION_S = 0.25
 
 
 _in_transaction: ContextVar[bool] = ContextVar("duet_in_transaction", default=False)
@@ -256,13 +263,39 @@ class Store:
             raise StoreOverloaded("too many commands wait for the database")
         self._waiting += 1
         try:
-            await self._turns.acquire()
+            async with self._waiting_bounded():
+                await self._turns.acquire()
         finally:
             self._waiting -= 1
         try:
             yield
         finally:
             self._turns.release()
+
+    @asynccontextmanager
+    async def session_turn(self, session_id: object) -> AsyncIterator[None]:
+        """Waits for the Session's lock and a place in front of the pool.
+
+        Raises:
+            StoreOverloaded: the queue is full, or its turn does not come in time.
+        """
+        lock = self.session_lock(session_id)
+        async with self._waiting_bounded():
+            await lock.acquire()
+        try:
+            async with self.turn():
+                yield
+        finally:
+            lock.release()
+
+    @asynccontextmanager
+    async def _waiting_bounded(self) -> AsyncIterator[None]:
+        """Leaves a command that had to wait the time to be carried out."""
+        try:
+            async with asyncio.timeout(self.options.deadline_s * _WAITING_SHARE):
+                yield
+        except TimeoutError:
+            raise StoreOverloaded("too many commands wait for the database") from None
 
     def session_lock(self, session_id: object) -> asyncio.Lock:
         """The lock that spares transactions on one hot Session their conflicts (FINDINGS).
@@ -290,12 +323,35 @@ class Store:
                 _in_transaction.reset(token)
 
         async with self._client.start_session() as session:
-            return await session.with_transaction(
-                joined,
-                read_concern=ReadConcern("snapshot"),
-                write_concern=WriteConcern("majority"),
-                read_preference=ReadPreference.PRIMARY,
-            )
+            try:
+                return await session.with_transaction(
+                    joined,
+                    read_concern=ReadConcern("snapshot"),
+                    write_concern=WriteConcern("majority"),
+                    read_preference=ReadPreference.PRIMARY,
+                )
+            except (Conflict, DuplicateKeyError):
+                raise
+            except BaseException:
+                await self._end_transaction(session.session_id["id"])
+                raise
+
+    async def _end_transaction(self, session_id: object) -> None:
+        """Ends what a transaction that ran out of time may have left open on the server.
+
+        The deadline that has passed holds for the driver's own abort too: that fails, silently,
+        and the documents would stay locked. So this is asked without it, for a moment only; what
+        it misses `persistence.abandoned` finds.
+        """
+
+        async def end() -> None:
+            with contextlib.suppress(PyMongoError, TimeoutError):
+                async with asyncio.timeout(_END_TRANSACTION_S):
+                    await self._client.admin.command("killSessions", [{"id": session_id}])
+
+        # A context of its own: without the deadline and without the session.
+        loop = asyncio.get_running_loop()
+        await asyncio.shield(loop.create_task(end(), context=contextvars.Context()))
 
 
 def application_name(database: str, owner: str) -> str:

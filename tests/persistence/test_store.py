@@ -17,6 +17,7 @@ from pymongo.errors import (
     ServerSelectionTimeoutError,
 )
 
+from persistence.abandoned import AbandonedTransactions
 from persistence.clock import Clock
 from persistence.embedded_process import free_port
 from persistence.errors import Conflict, StoreOverloaded, StoreUnavailable
@@ -285,3 +286,54 @@ async def test_each_process_has_an_owner_of_its_own_under_its_nodes_name(world: 
     assert world.node.store.owner.startswith("node0/")
     assert again.store.owner.startswith("node0/")
     assert again.store.owner != world.node.store.owner
+
+
+async def test_a_transaction_that_runs_out_of_time_leaves_no_document_locked(
+    world: World,
+) -> None:
+    hasty = (await world.add_node(deadline_s=0.5)).store
+    world.raw["goal_records"].insert_one({"_id": "one", "count": 0})
+    never = asyncio.Event()
+
+    async def body() -> None:
+        await hasty.goal_records.update_one({"_id": "one"}, {"$inc": {"count": 1}})
+        await never.wait()
+
+    with pytest.raises(StoreUnavailable):
+        async with hasty.reading():
+            await hasty.transact(body)
+
+    # A write from elsewhere would wait for the open transaction, and run into its own limit.
+    changed = await asyncio.to_thread(
+        world.raw.command,
+        "update",
+        "goal_records",
+        updates=[{"q": {"_id": "one"}, "u": {"$inc": {"count": 10}}}],
+        maxTimeMS=2000,
+    )
+    assert changed["n"] == 1
+    assert world.documents()["goal_records"] == [{"_id": "one", "count": 10}]
+
+
+async def test_survivors_end_what_a_killed_process_left_open(world: World) -> None:
+    killed = (await world.add_node()).store
+    survivor = (await world.add_node(deadline_s=0.5)).store
+    world.raw["goal_records"].insert_one({"_id": "one", "count": 0})
+    async with killed.admin.client.start_session() as session:
+        await session.start_transaction()
+        in_transaction = killed.admin.client[world.raw.name]["goal_records"]
+        await in_transaction.update_one({"_id": "one"}, {"$inc": {"count": 1}}, session=session)
+        # As after a kill: nobody says another word about this transaction.
+        while not await AbandonedTransactions(survivor).free_inactive():
+            pass
+
+        changed = await asyncio.to_thread(
+            world.raw.command,
+            "update",
+            "goal_records",
+            updates=[{"q": {"_id": "one"}, "u": {"$inc": {"count": 10}}}],
+            maxTimeMS=2000,
+        )
+
+    assert changed["n"] == 1
+    assert world.documents()["goal_records"] == [{"_id": "one", "count": 10}]
