@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -148,6 +149,21 @@ async def test_what_the_caller_has_run_already_is_not_run_again(world: World, st
     assert "invalidate_get_session_token_view_cache" not in run
     assert run[0] == "invalidate_cached_pusher_channel_data"
     assert world.goal_row(goal_id)["state"] == "ended"
+
+
+async def test_what_the_caller_has_run_is_run_for_entries_that_came_later(world: World) -> None:
+    other = await world.add_node()
+    invited = await world.invite(await world.session())
+    goal_id = goal_id_of(invited)
+    await world.ask(CommandName.AGREE, goal_id, node=other)
+    await world.ask(CommandName.START, goal_id, node=other)
+    assert isinstance(invited, Done)
+
+    await world.node.outbox.deliver(invited.deliveries[0], frozenset({"notify_escrow"}))
+
+    events = world.node.recorder.events
+    assert "escrow.held" not in events
+    assert events[-1] == "escrow.captured"
 
 
 # --- settling -------------------------------------------------------------------------------
@@ -406,6 +422,21 @@ async def test_of_two_processes_that_look_at_once_one_takes_over(world: World) -
     assert (len(mine), len(theirs)) == (1, 0)
     world.clock.shift(5)
     assert len(await other.outbox.claim_due(10)) == 1
+
+
+async def test_of_two_processes_that_look_at_the_same_moment_each_outbox_goes_to_one(
+    world: World,
+) -> None:
+    other = await world.add_node()
+    session = await world.session()
+    for number in range(6):
+        await world.invite(session, f"viewer{number}")
+    world.clock.shift(5)
+
+    mine, theirs = await asyncio.gather(world.node.outbox.claim_due(10), other.outbox.claim_due(10))
+
+    claimed = [delivery.goal_id for delivery in (*mine, *theirs)]
+    assert len(claimed) == len(set(claimed)) == 6
 
 
 async def test_no_more_is_claimed_than_asked_for_and_the_oldest_first(world: World) -> None:
