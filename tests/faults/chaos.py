@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 import secrets
+import signal
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import httpx
+from websockets.exceptions import WebSocketException
 
 from persistence.faults import Step
 from tests.e2e.books import Books
@@ -34,19 +36,26 @@ if TYPE_CHECKING:
 
 # Deadlines so short that they come by themselves within a stream's life.
 INVITATION_TTL_S: Final = 2.0
+_REFUND_DELAY_S: Final = 1.0
+_SHOW_GRACE_S: Final = 0.5
+_PREPAID_S: Final = 1
 SETTINGS: Final = {
     "lease_s": 1.0,
     "poll_interval_s": 0.05,
     "command_timeout_s": 1.0,
     "invitation_ttl_s": INVITATION_TTL_S,
-    "refund_delay_s": 1.0,
-    "show_grace_s": 0.5,
+    "refund_delay_s": _REFUND_DELAY_S,
+    "show_grace_s": _SHOW_GRACE_S,
     "log_level": "warning",
 }
 # Processes set their clocks by the database's; on a busy machine that is this exact.
-TIMING: Final = Timing(invitation_ttl_s=INVITATION_TTL_S, clock_doubt_s=0.5)
+TIMING: Final = Timing(
+    invitation_ttl_s=INVITATION_TTL_S,
+    refund_delay_s=_REFUND_DELAY_S,
+    show_s=_SHOW_GRACE_S + _PREPAID_S,
+    clock_doubt_s=0.5,
+)
 
-_PREPAID_S: Final = 1
 _LONGEST_LIFE_S: Final = 0.6
 _LONGEST_ABSENCE_S: Final = 1.0
 # A process whose step does not come is killed where it is.
@@ -205,7 +214,7 @@ class Stream:
         role = "streamer" if user_id == self.streamer else "viewer"
         try:
             await see(self.history, self._chaos.any_gateway(), user_id, role)
-        except (OSError, AssertionError, httpx.HTTPError):
+        except (OSError, EOFError, AssertionError, WebSocketException):
             # It died over the handshake, or before it had sent everything.
             return
 
@@ -265,6 +274,7 @@ class Chaos:
             point = self._point()
             if not await self._start(gateway, point):
                 self._count("while starting")
+                self._look_at_start(gateway)
                 continue
             if point is None:
                 await asyncio.sleep(self._dice.uniform(0, _LONGEST_LIFE_S))
@@ -275,7 +285,14 @@ class Chaos:
             self._count("anywhere")
             if self._dice.random() < 0.2:
                 await asyncio.sleep(self._dice.uniform(0, _LONGEST_ABSENCE_S))
-        await self._start(gateway, None)
+        if not await self._start(gateway, None):
+            self._look_at_start(gateway)
+
+    def _look_at_start(self, gateway: ForkedGateway) -> None:
+        """A process that ends before it is ready was killed; anything else is a fault."""
+        assert gateway.process is not None
+        if gateway.process.exitcode != -signal.SIGKILL:
+            self.result.violations.append(f"{gateway.name} did not start: {gateway.log_text()}")
 
     async def _start(self, gateway: ForkedGateway, point: CrashPoint | None) -> bool:
         """Starts it, unless it still runs; false when it died before it was ready."""

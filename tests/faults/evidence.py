@@ -29,10 +29,14 @@ class Timing:
 
     Attributes:
         invitation_ttl_s: before that, only a test can let an invitation expire.
+        refund_delay_s: so long after an agreement, at the earliest, comes its refund.
+        show_s: so long after an agreement, at the earliest, the timer ends the show.
         clock_doubt_s: by how much two processes' clocks may differ.
     """
 
     invitation_ttl_s: float = 60.0
+    refund_delay_s: float = 65.0
+    show_s: float = 60.0
     clock_doubt_s: float = 0.05
 
 
@@ -199,14 +203,21 @@ class Run:
             case 2:
                 return self._declined_at_s(invitation)
             case 3 if invitation.did("refund"):
-                # Unless a test moved it, the timer comes by itself.
-                asked_at_s = _earliest(asks, "refund")
-                return _earliest(asks, "agree") if asked_at_s is None else asked_at_s
+                by_itself = _after(_earliest(asks, "agree"), self.timing.refund_delay_s)
+                return self._first(_earliest(asks, "refund"), by_itself)
             case 3:
                 return _earliest(asks, "start")
             case _:
+                by_itself = _after(_earliest(asks, "agree"), self.timing.show_s)
                 asked_at_s = _earliest([*asks, *self.closing_asks(invitation)], "finish", "close")
-                return _earliest(asks, "start") if asked_at_s is None else asked_at_s
+                return self._first(asked_at_s, by_itself)
+
+    def _first(self, asked_at_s: float | None, by_itself_at_s: float | None) -> float | None:
+        """When it was asked for, or came by itself: the earlier of what there is."""
+        if by_itself_at_s is None:
+            return asked_at_s
+        by_itself_at_s -= self.timing.clock_doubt_s
+        return by_itself_at_s if asked_at_s is None else min(asked_at_s, by_itself_at_s)
 
     def _declined_at_s(self, invitation: Invitation) -> float | None:
         asks = self.asks_on[invitation.id]
@@ -217,13 +228,10 @@ class Run:
             case "stream_ended":
                 return _earliest(self.closing_asks(invitation))
             case "expired":
-                invited_at_s = _earliest(self._invites(invitation))
-                asked_at_s = _earliest(asks, "expire")
-                if asked_at_s is None and invited_at_s is not None:
-                    # It came by itself, and not before it was due.
-                    timing = self.timing
-                    return invited_at_s + timing.invitation_ttl_s - timing.clock_doubt_s
-                return asked_at_s
+                by_itself = _after(
+                    _earliest(self._invites(invitation)), self.timing.invitation_ttl_s
+                )
+                return self._first(_earliest(asks, "expire"), by_itself)
             case reason:
                 return _earliest(asks, CAUSE_OF_REASON.get(reason or "", ""))
 
@@ -237,3 +245,7 @@ class Run:
 
 def _earliest(asks: Iterable[Asked], *commands: str) -> float | None:
     return min((one.at_s for one in asks if not commands or one.command in commands), default=None)
+
+
+def _after(at_s: float | None, seconds: float) -> float | None:
+    return None if at_s is None else at_s + seconds

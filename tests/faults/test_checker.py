@@ -136,6 +136,32 @@ def test_an_invitation_that_expires_by_itself_does_so_when_it_is_due() -> None:
     assert rules(tale, Timing(invitation_ttl_s=1000.0)) == {Rule.CAUSE}
 
 
+def finished_by_the_timer() -> Tale:
+    """Somebody asks for the end too, a moment after it has come."""
+    tale = live()
+    goal, show = tale.truth.goals
+    tale.history.snapshots.clear()
+    tale.finish(goal, show)
+    asked = tale.history.asked[-1]
+    tale.history.asked[-1] = replace(asked, at_s=tale.now_s + 1)
+    tale.history.answered[-1] = Answered(asked.ask, tale.now_s + 2, ok=False, code="goal_ended")
+    return tale
+
+
+def refunded_by_the_timer() -> Tale:
+    tale = refunded()
+    del tale.history.asked[-1]
+    return tale
+
+
+@pytest.mark.parametrize("tell", [finished_by_the_timer, refunded_by_the_timer])
+def test_what_the_timer_does_comes_when_it_is_due(tell: Callable[[], Tale]) -> None:
+    tale = tell()
+
+    assert judge(tale.history, tale.truth, Timing(refund_delay_s=1.0, show_s=1.0)) == []
+    assert rules(tale, Timing(refund_delay_s=1000.0, show_s=1000.0)) == {Rule.CAUSE}
+
+
 def rules(tale: Tale, timing: Timing | None = None) -> set[Rule]:
     return {violation.rule for violation in judge(tale.history, tale.truth, timing)}
 
