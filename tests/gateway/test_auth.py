@@ -137,7 +137,7 @@ class TestTokens:
         assert caught.value.message == "The token's signature is wrong."
 
     def test_a_token_without_a_signature_is_refused(self) -> None:
-        unsigned = jwt.encode(claims(), None, algorithm="none")
+        unsigned = jwt.encode(claims(), "", algorithm="none")
 
         with pytest.raises(AuthError, match="algorithm"):
             identity_of_token(unsigned, KEYS, NOW)

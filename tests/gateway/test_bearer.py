@@ -48,7 +48,7 @@ async def test_every_call_needs_a_token(http: httpx.AsyncClient, method: str, pa
 async def test_what_is_no_bearer_token_proves_nothing(
     http: httpx.AsyncClient, authorization: str
 ) -> None:
-    headers = {"Authorization": authorization.encode("latin-1")}
+    headers = {b"Authorization": authorization.encode("latin-1")}
 
     answer = await http.get(f"/goals/{UNKNOWN}", headers=headers)
 

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import contextlib
+import resource
+import secrets
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gateway.preflight import apps_of, check_files, check_servers, check_settings, refusals
+from gateway.settings import DEMO_JWT_SECRET, Settings, SettingsError
+from persistence.diagnosis import examine_mongodb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SECRET = secrets.token_hex(32)
+APP = '[[apps]]\nid = "1"\nkey = "k"\nsecret = "a-secret-of-our-own"\n'
+
+
+@pytest.fixture
+def apps_file(tmp_path: Path) -> Path:
+    path = tmp_path / "apps.toml"
+    path.write_text(APP)
+    return path
+
+
+@pytest.fixture
+def good(apps_file: Path) -> dict[str, Any]:
+    return {"apps_file": apps_file, "jwt_secret": SECRET}
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """Accepts connections and never answers."""
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        yield listener.getsockname()[1]
+
+
+def faults(settings: Settings) -> list[str]:
+    return [f"{each.what}: {each.text}" for each in check_settings(settings) if each.fatal]
+
+
+def test_settings_that_are_complete_and_safe_have_no_fault(good: dict[str, Any]) -> None:
+    assert faults(Settings(**good)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "why"),
+    [
+        ({"apps_file": None}, "DUET_APPS_FILE", "must name the TOML file"),
+        ({"apps_file": Path("/nowhere/apps.toml")}, "DUET_APPS_FILE", "No such file"),
+        ({"jwt_secret": None}, "JWT key", "exactly one of"),
+        ({"jwt_jwks_url": "https://login.example/keys"}, "JWT key", "exactly one of"),
+        ({"jwt_secret": DEMO_JWT_SECRET}, "DUET_JWT_SECRET", "is the demo's"),
+        ({"jwt_secret": "x" * 31}, "DUET_JWT_SECRET", "needs at least 32 bytes"),
+        ({"pass_secret": DEMO_JWT_SECRET}, "DUET_PASS_SECRET", "is the demo's"),
+        ({"pass_secret": "short"}, "DUET_PASS_SECRET", "needs at least 32 bytes"),
+        (
+            {"jwt_secret": None, "jwt_jwks_url": "https://login.example/keys"},
+            "DUET_PASS_SECRET",
+            "must be set when DUET_JWT_SECRET is not",
+        ),
+        (
+            {
+                "jwt_secret": None,
+                "jwt_jwks_url": "http://login.example/keys",
+                "pass_secret": SECRET,
+            },
+            "DUET_JWT_JWKS_URL",
+            "must be an https:// address",
+        ),
+        (
+            {"jwt_secret": None, "jwt_public_key": "no key", "pass_secret": SECRET},
+            "DUET_JWT_PUBLIC_KEY",
+            "is not a PEM public key",
+        ),
+        ({"tls_cert": Path("c.pem")}, "DUET_TLS_KEY", "must be set together with DUET_TLS_CERT"),
+        ({"tls_key": Path("k.pem")}, "DUET_TLS_CERT", "must be set together with DUET_TLS_KEY"),
+        (
+            {"tls_cert": Path("/nowhere/c"), "tls_key": Path("/nowhere/k")},
+            "DUET_TLS_CERT, DUET_TLS_KEY",
+            "can't be used",
+        ),
+        ({"node_lease_s": 1, "redis_timeout_s": 1}, "DUET_NODE_LEASE_S", "must be longer"),
+    ],
+)
+def test_what_is_missing_or_unsafe_is_named_in_one_line(
+    good: dict[str, Any], changes: dict[str, Any], name: str, why: str
+) -> None:
+    (line,) = faults(Settings(**(good | changes)))
+
+    assert line.startswith(f"{name}: ")
+    assert why in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("field", ["secret", "previous_secret"])
+def test_the_demos_app_secret_is_refused(good: dict[str, Any], apps_file: Path, field: str) -> None:
+    text = APP.replace("a-secret-of-our-own", "app-secret")
+    if field == "previous_secret":
+        text = APP + 'previous_secret = "app-secret"\n'
+    apps_file.write_text(text)
+
+    assert faults(Settings(**good)) == [
+        "DUET_APPS_FILE: app '1' has the demo's secret, which everyone knows; choose another"
+    ]
+
+
+def test_no_secret_shows_in_a_finding(good: dict[str, Any]) -> None:
+    settings = Settings(**(good | {"jwt_secret": "hush" * 7, "pass_secret": "hush" * 7}))
+
+    assert not any("hush" in line for line in faults(settings))
+
+
+def test_a_keys_server_on_this_machine_needs_no_tls(good: dict[str, Any]) -> None:
+    local = {"jwt_secret": None, "pass_secret": SECRET}
+
+    for host in ("localhost:8080", "127.0.0.1", "[::1]"):
+        assert faults(Settings(**(good | local), jwt_jwks_url=f"http://{host}/keys")) == []
+
+
+def test_apps_that_can_not_be_read_are_told_with_the_variables_name(apps_file: Path) -> None:
+    apps_file.write_text(APP + "colour = 1\n")
+
+    with pytest.raises(SettingsError) as caught:
+        apps_of(Settings(apps_file=apps_file))
+
+    assert caught.value.lines[0].startswith(f"DUET_APPS_FILE: {apps_file}:5: ")
+
+
+async def test_servers_that_answer_are_told_with_their_versions(
+    good: dict[str, Any], mongodb_url: str, redis_url: str
+) -> None:
+    findings = await check_servers(Settings(**good, mongodb_url=mongodb_url, redis_url=redis_url))
+
+    assert not any(finding.fatal for finding in findings)
+    assert findings[0].text.startswith("MongoDB ")
+    assert "replica set" in findings[0].text
+    assert findings[1].text.startswith(("Redis ", "Valkey "))
+
+
+async def test_servers_that_can_not_be_reached_are_refused_one_line_each(
+    good: dict[str, Any], silent_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.preflight._TIMEOUT_S", 0.1)
+    settings = Settings(
+        **good,
+        mongodb_url=f"mongodb://ada:hush@127.0.0.1:{silent_port}",
+        redis_url=f"redis://:hush@127.0.0.1:{silent_port}",
+    )
+
+    lines = await refusals(settings)
+
+    assert [line.partition(" can't be reached")[0] for line in lines] == [
+        "DUET_MONGODB_URL: MongoDB",
+        "DUET_REDIS_URL: Redis",
+    ]
+    assert not any("\n" in line or "hush" in line for line in lines)
+
+
+@pytest.mark.parametrize("url", ["", "http://x", "mongodb://", "mongodb://a b", "mongodb://h:x"])
+async def test_what_is_no_address_of_a_mongodb_is_a_finding_not_a_fault(url: str) -> None:
+    report = await examine_mongodb(url, 0.1)
+
+    assert report.fault
+    assert "\n" not in report.fault
+
+
+async def test_servers_that_are_not_named_are_asked_for(good: dict[str, Any]) -> None:
+    lines = await refusals(Settings(**good))
+
+    assert [line.partition(":")[0] for line in lines] == ["DUET_MONGODB_URL", "DUET_REDIS_URL"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "good", "fatal"),
+    [
+        (256, False, True),
+        (4_096, False, False),
+        (65_536, True, False),
+        (resource.RLIM_INFINITY, True, False),
+    ],
+)
+def test_the_limit_of_open_files_is_judged(
+    monkeypatch: pytest.MonkeyPatch, limit: int, good: bool, fatal: bool
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (limit, limit))
+
+    finding = check_files()
+
+    assert (finding.good, finding.fatal) == (good, fatal)
+    assert ("ulimit -n" in finding.text) is not good
