@@ -519,6 +519,20 @@ class TestWithoutAService:
         assert "held_by" not in row
         assert world.raw["escrow_calls"].count_documents({}) == 0
 
+    async def test_no_command_reads_or_writes_anything_more(self, world: World) -> None:
+        world.raw.command("profile", 2)
+        try:
+            await world.started(await world.session())
+            declined = await world.invited(await world.session("dora"), "emil")
+            await world.node.deliver(await world.withdraw(declined, "emil"))
+            asked = world.raw["system.profile"].distinct("ns")
+        finally:
+            world.raw.command("profile", 0)
+            world.raw["system.profile"].drop()
+
+        assert f"{world.raw.name}.goals" in asked
+        assert f"{world.raw.name}.escrow_calls" not in asked
+
     async def test_a_node_without_the_service_leaves_its_calls_to_those_that_have_it(
         self, till: Till
     ) -> None:
