@@ -101,9 +101,14 @@ class Deliverer:
 
     async def start(self) -> None:
         """Takes over what an earlier process of this node's name left, and starts the loops."""
-        await self._abandoned.free_predecessors()
-        taken = await self.outbox.take_over()
-        if taken:
+        try:
+            await self._abandoned.free_predecessors()
+            taken = await self.outbox.take_over()
+        except StoreError as error:
+            # Another dead node's transaction may lock what this one had claimed. That is no reason
+            # not to serve: the claims run out.
+            _log.warning("not_taken_over", why=str(error))
+        else:
             _log.info("taken_over", goals=taken)
         self._publisher.spawn(self._run_outboxes(), "outboxes")
         self._publisher.spawn(self._run_deadlines(), "deadlines")

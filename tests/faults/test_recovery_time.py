@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
+from bson import ObjectId
 
 from persistence.faults import Step
 from tests.faults.checker import judge
@@ -20,6 +21,8 @@ from tests.faults.players import Scene, Witness, ask, insist
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from pymongo import MongoClient
 
     from tests.e2e.books import Books
     from tests.e2e.gateway_process import Stores
@@ -108,6 +111,25 @@ async def test_a_restarted_gateway_has_delivered_everything_within_two_seconds(
     tell(f"delivered {took_s:.2f} s after the restart")
     assert took_s <= RESTARTED_WITHIN_S
     await house.judged(scenes, house.first)
+
+
+async def test_a_gateway_starts_although_somebody_holds_what_it_would_take_over(
+    house: House, mongodb_client: MongoClient, stores: Stores
+) -> None:
+    """A transaction that another dead node left open: it once kept this one from starting."""
+    scene = Scene(house.books, house.witness)
+    act = await scene.prepare(house.first, "agree")
+    await house.first.arm(CrashPoint(Step.AFTER_COMMIT, "agree"))
+    await ask(scene.history, house.first, act)
+    assert await house.first.until_dead(10)
+    goals = mongodb_client[stores.database]["goals"]
+    with mongodb_client.start_session() as holder, holder.start_transaction():
+        goals.update_one({"_id": ObjectId(act.goal_id)}, {"$set": {"progress": 1}}, session=holder)
+
+        await house.first.start()
+
+        holder.abort_transaction()
+    await house.judged([scene], house.first)
 
 
 async def test_a_second_gateway_has_delivered_everything_within_five_seconds(
