@@ -126,5 +126,11 @@ def member_removed_body(channel: str, user_id: str) -> bytes:
     return encode_event("pusher_internal:member_removed", channel, json_string(data))
 
 
+def subscription_count_body(channel: str, count: int) -> bytes:
+    """The body of `pusher_internal:subscription_count`."""
+    data = _encode({"subscription_count": count})
+    return encode_event("pusher_internal:subscription_count", channel, json_string(data))
+
+
 PING_FRAME: Final = frame(encode_event("pusher:ping", None, b"{}"))
 PONG_FRAME: Final = frame(encode_event("pusher:pong", None, b"{}"))
