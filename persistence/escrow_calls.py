@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from pymongo import ReturnDocument
 
+from persistence.claims import skipping_locked
 from persistence.documents import EscrowCall
 from persistence.escrow_port import NO_INVITATION, CallStatus, EscrowAnswer, Verdict, backoff_s
 from persistence.intents import Intent
@@ -74,13 +75,14 @@ class EscrowCalls:
                 .to_list()
             )
             for row in found:
-                claim = await self._store.escrow_calls.find_one_and_update(
-                    {"_id": row["_id"], **due},
-                    {"$set": {"due_at": now + timedelta(seconds=self._lease_s)}},
-                    return_document=ReturnDocument.AFTER,
-                )
-                if claim is not None:
-                    claimed.append(EscrowCall.model_validate(claim))
+                with skipping_locked():
+                    claim = await self._store.escrow_calls.find_one_and_update(
+                        {"_id": row["_id"], **due},
+                        {"$set": {"due_at": now + timedelta(seconds=self._lease_s)}},
+                        return_document=ReturnDocument.AFTER,
+                    )
+                    if claim is not None:
+                        claimed.append(EscrowCall.model_validate(claim))
         return claimed
 
     async def say(self, call: EscrowCall) -> EscrowAnswer:

@@ -23,6 +23,8 @@ from tests.persistence.world import VIEWER, Node, Steps, World, code_of, goal_id
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from pymongo import MongoClient
+
     from persistence.documents import Session
     from persistence.intents import Answer
 
@@ -452,6 +454,29 @@ class TestClosing:
         assert till.service.times(call) == 1
         assert (await till.book.backlog()).pending == 0
         till.assert_books_agree()
+
+
+async def test_calls_behind_one_that_a_dead_process_locks_are_said(
+    till: Till, mongodb_client: MongoClient[dict[str, Any]]
+) -> None:
+    session = await till.world.session()
+    goal_ids = [await till.world.invited(session, viewer) for viewer in ("ben", "cleo")]
+    await till.world.node.sessions.end(session)
+    calls = till.world.raw["escrow_calls"]
+    with mongodb_client.start_session() as transaction:
+        transaction.start_transaction()
+        calls.update_one(
+            {"_id": f"{goal_ids[0]}:close"}, {"$set": {"attempts": 1}}, session=transaction
+        )
+
+        await till.work()
+
+        assert [key for call, key in till.service.done if call == "release"] == [
+            f"{goal_ids[1]}:close"
+        ]
+        transaction.abort_transaction()
+    await till.work_on()
+    till.assert_books_agree()
 
 
 class TestSettle:
