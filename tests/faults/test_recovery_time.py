@@ -124,7 +124,7 @@ async def test_a_gateway_starts_although_somebody_holds_what_it_would_take_over(
     assert await house.first.until_dead(10)
     goals = mongodb_client[stores.database]["goals"]
     with mongodb_client.start_session() as holder, holder.start_transaction():
-        goals.update_one({"_id": ObjectId(act.goal_id)}, {"$set": {"progress": 1}}, session=holder)
+        goals.update_one({"_id": ObjectId(act.goal_id)}, {"$set": {"progress": 0}}, session=holder)
 
         await house.first.start()
 
