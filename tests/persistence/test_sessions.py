@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from bson import ObjectId
 
+from persistence.faults import Step
 from statemachine.goal import CommandName
 from tests.persistence.world import code_of, goal_id_of
 
 if TYPE_CHECKING:
-    from tests.persistence.world import World
+    from tests.persistence.world import Steps, World
 
 
 async def test_going_live_writes_one_session(world: World) -> None:
@@ -99,6 +100,10 @@ async def test_the_end_declines_standing_invitations_and_gives_the_money_back(
         "cleo": True,
     }
     assert {str(delivery.goal_id) for delivery in deliveries} == set(goal_ids)
+    assert row["exclusive_goal_pairs"] == {
+        viewer: {"trigger_exclusive_goal": ObjectId(goal_id), "trigger_exclusive_goal_ended": True}
+        for viewer, goal_id in zip(("ben", "cleo"), goal_ids, strict=True)
+    }
     for goal_id in goal_ids:
         goal = world.goal_row(goal_id)
         assert (goal["state"], goal["reason"]) == ("declined", "stream_ended")
@@ -154,6 +159,29 @@ async def test_a_session_ended_on_two_nodes_at_once_declines_each_invitation_onc
     assert sorted(len(deliveries) for _, deliveries in results) == [0, 1]
     assert world.movements(goal_id) == ["hold", "release"]
     assert world.goal_row(goal_id)["version"] == 2
+
+
+async def test_an_end_that_was_overtaken_reads_the_session_again(
+    world: World, steps: Steps
+) -> None:
+    """A pair that names another goal by now is left alone."""
+    session = await world.session()
+    await world.invited(session)
+    theirs = {"trigger_exclusive_goal": ObjectId()}
+
+    def another_node_writes_the_pair() -> None:
+        world.raw["sessions"].update_one(
+            {"_id": session.id},
+            {"$set": {"exclusive_goal_pairs.ben": theirs}, "$inc": {"version": 1}},
+        )
+
+    steps.once(Step.AFTER_DECIDE, "close", another_node_writes_the_pair)
+
+    ended, _ = await world.node.sessions.end(session)
+
+    row = world.session_row(session)
+    assert row["exclusive_goal_pairs"] == {"ben": theirs}
+    assert ended.version == row["version"] == 4
 
 
 async def test_the_end_races_an_agree_and_the_money_knows_who_won(world: World) -> None:
