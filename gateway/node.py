@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from gateway.auth import Authorizer, Identity
     from gateway.broker import Broker
     from gateway.commands import GoalCommand, Reply
+    from gateway.connections import NodeConnection
     from gateway.presence import Presence
     from gateway.settings import Settings
-    from gateway.socket import GatewayProtocol
     from gateway.telemetry import Telemetry
     from persistence.clock import Clock
 
@@ -119,8 +119,8 @@ class Node:
         self.interest = Interest(self.hub, broker, self._tasks)
         self.subscribing = Subscribing(self)
         self._live_streams = LiveStreams()
-        self._by_socket_id: dict[str, GatewayProtocol] = {}
-        self._sockets: set[GatewayProtocol] = set()
+        self._by_socket_id: dict[str, NodeConnection] = {}
+        self._sockets: set[NodeConnection] = set()
         self._per_app: dict[str, int] = {}
         self._handlers: dict[str, Callable[[dict[str, str]], None]] = {}
         self._turning: asyncio.TimerHandle | None = None
@@ -151,7 +151,7 @@ class Node:
             self.settings.handshake_timeout_s,
         )
         tick_s = min(_TICK_MOST_S, max(_TICK_LEAST_S, least_s / 10))
-        self.wheel: Wheel[GatewayProtocol] = Wheel(tick_s, loop.time())
+        self.wheel: Wheel[NodeConnection] = Wheel(tick_s, loop.time())
         self._turning = loop.call_later(self.wheel.tick_s, self._turn)
         self._nobody_left = asyncio.Event()
         await self._broker.start(self._on_publication, self._on_control_body, self._on_gap)
@@ -214,7 +214,7 @@ class Node:
 
     # Sockets
 
-    def arrive(self, connection: GatewayProtocol) -> None:
+    def arrive(self, connection: NodeConnection) -> None:
         """Knows a socket whose handshake has begun."""
         self._sockets.add(connection)
         self.wheel.put(connection, self._loop.time() + self.settings.handshake_timeout_s)
@@ -223,7 +223,7 @@ class Node:
         """Whether the app may have one more connection on this node."""
         return not app.max_connections or self._per_app.get(app.id, 0) < app.max_connections
 
-    def attach(self, connection: GatewayProtocol, app: App) -> PusherProtocol:
+    def attach(self, connection: NodeConnection, app: App) -> PusherProtocol:
         """Makes a socket a connection: it has a socket id and may subscribe."""
         # Two random halves: unique across nodes without asking anyone.
         number = secrets.randbits(60)
@@ -232,7 +232,7 @@ class Node:
         self._per_app[app.id] = self._per_app.get(app.id, 0) + 1
         return PusherProtocol(app, socket_id, self.limits, self.hub.attach(connection))
 
-    def detach(self, connection: GatewayProtocol) -> None:
+    def detach(self, connection: NodeConnection) -> None:
         """Ends what a connection takes part in; a second call does nothing."""
         if connection not in self.hub.connections:
             return
@@ -241,7 +241,7 @@ class Node:
         del self._by_socket_id[pusher.socket_id]
         self._per_app[pusher.app.id] -= 1
 
-    def gone(self, connection: GatewayProtocol) -> None:
+    def gone(self, connection: NodeConnection) -> None:
         """Forgets a socket whose transport is closed."""
         self._sockets.discard(connection)
         self.wheel.remove(connection)

@@ -20,8 +20,8 @@ from gateway.protocol import reply_frame
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.connections import NodeConnection
     from gateway.messages import Effect
-    from gateway.socket import GatewayProtocol
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +30,7 @@ _NOT_DELIVERED: Final = frames.frame(
 )
 
 
-def perform(connection: GatewayProtocol, effects: Sequence[Effect]) -> None:
+def perform(connection: NodeConnection, effects: Sequence[Effect]) -> None:
     """Performs effects, or starts to."""
     node = connection.node
     for effect in effects:
@@ -53,7 +53,7 @@ def perform(connection: GatewayProtocol, effects: Sequence[Effect]) -> None:
                 assert_never(effect)
 
 
-async def _subscribe(connection: GatewayProtocol, effect: Subscribe) -> None:
+async def _subscribe(connection: NodeConnection, effect: Subscribe) -> None:
     """Subscribes, then goes on with the messages that waited for it."""
     pusher, node = connection.pusher, connection.node
     try:
@@ -69,7 +69,7 @@ async def _subscribe(connection: GatewayProtocol, effect: Subscribe) -> None:
             connection.resume_reading()
 
 
-async def _relay(connection: GatewayProtocol, effect: Relay) -> None:
+async def _relay(connection: NodeConnection, effect: Relay) -> None:
     """Publishes a client event, or tells its sender that it could not."""
     pusher = connection.pusher
     publication = Publication(pusher.app.id, effect.channel, effect.body, pusher.socket_id)
@@ -79,7 +79,7 @@ async def _relay(connection: GatewayProtocol, effect: Relay) -> None:
         connection.write(_NOT_DELIVERED)
 
 
-async def _execute(connection: GatewayProtocol, effect: Execute) -> None:
+async def _execute(connection: NodeConnection, effect: Execute) -> None:
     """Runs a goal command; whatever happens, the client gets its reply."""
     pusher, commands = connection.pusher, connection.node.commands
     identity, request_id = pusher.identity, effect.command.request_id
