@@ -77,7 +77,7 @@ class GatewayApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one HTTP call, or lives through the process's life."""
         if scope["type"] == "http":
-            api = scope["path"].startswith(self._api.root)
+            api = scope["path"].startswith(self._api.roots)
             await (self._api if api else self._web)(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._live(scope, receive, send)

@@ -55,6 +55,8 @@ class App(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         max_connections: Across the cluster; 0 is no limit.
         authorized_only: Sockets that neither sign in nor join a private channel within
             `authorization_timeout_s` are closed (4009).
+        api_rate_per_s: Calls of the Pusher HTTP API that each process answers in a second; more
+            get 429. 0 is no limit.
         origins: Allowed hosts of an `Origin` header, `*.` covering subdomains; empty allows any.
     """
 
@@ -68,6 +70,7 @@ class App(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     enabled: bool = True
     authorized_only: bool = False
     authorization_timeout_s: _Seconds = 30.0
+    api_rate_per_s: _Count = 0
     origins: tuple[_Origin, ...] = ()
     webhooks: tuple[Webhook, ...] = ()
 

@@ -15,6 +15,10 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_\-=@,.;]+", re.ASCII)
 USER_EVENTS: Final = "#server-to-user-"
 
 
+# The families whose last event from the HTTP API is kept for those who subscribe later.
+_CACHE: Final = ("cache-", "private-cache-", "private-encrypted-cache-", "presence-cache-")
+
+
 class ChannelKind(Enum):
     """What subscribing to a channel takes.
 
@@ -37,6 +41,11 @@ def channel_kind(name: str) -> ChannelKind:
     if name.startswith(USER_EVENTS):
         return ChannelKind.USER_EVENTS
     return ChannelKind.PUBLIC
+
+
+def is_cache_channel(name: str) -> bool:
+    """Whether the last event that was published to the channel is kept."""
+    return name.startswith(_CACHE)
 
 
 def is_channel_name(name: str, longest: int) -> bool:

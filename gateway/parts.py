@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gateway.apps import Apps
     from gateway.goal_commands import GoalCommands
     from gateway.node import Node
+    from gateway.redis_once import PublishOnce
     from gateway.settings import Settings
     from gateway.telemetry import Telemetry
     from gateway.token_keys import FixedAuthorizer, JwksAuthorizer
@@ -31,6 +32,7 @@ class Parts:
     store: Store
     commands: GoalCommands
     node: Node
+    once: PublishOnce
 
 
 def parts_of(scope: MutableMapping[str, Any]) -> Parts:

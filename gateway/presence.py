@@ -24,6 +24,8 @@ from gateway import frames
 from gateway.broker import Publication
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gateway.broker import MemoryBroker
     from gateway.messages import Member
 
@@ -71,6 +73,13 @@ class Presence(Protocol):
 
     async def members(self, app_id: str, channel: str) -> dict[str, bytes]:
         """The members now: user id -> JSON of its `user_info`.
+
+        Raises:
+            BrokerUnavailable: The store did not answer in time.
+        """
+
+    async def user_counts(self, app_id: str, channels: Sequence[str]) -> dict[str, int]:
+        """How many members each of `channels` has.
 
         Raises:
             BrokerUnavailable: The store did not answer in time.
@@ -147,6 +156,11 @@ class MemoryPresence:
     async def members(self, app_id: str, channel: str) -> dict[str, bytes]:
         """See `Presence`."""
         return dict(self._store.infos.get((app_id, channel), {}))
+
+    async def user_counts(self, app_id: str, channels: Sequence[str]) -> dict[str, int]:
+        """See `Presence`."""
+        infos = self._store.infos
+        return {channel: len(infos.get((app_id, channel), {})) for channel in channels}
 
     def expire(self, node_id: str) -> None:
         """Removes a dead node's entries, as its lease's end does."""

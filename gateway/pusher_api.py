@@ -1,107 +1,131 @@
-"""The Pusher HTTP API: backends publish with the app's signature.
+"""The Pusher HTTP API: who calls what, whether the app's secret signed it, and how often.
 
 `POST /apps/{id}/events` is the way in of nearly every publication, so it goes past Starlette's
 routing and middleware, decodes once and encodes each channel's body once for the whole cluster.
-Answers are what Pusher's own libraries expect: `{}` on success, one line of text otherwise.
+
+Who has not proved to be an app learns nothing of any: an unknown key, an unknown app and a wrong
+signature are one answer. An app that asks for another one's address is told that there is nothing.
 
 Source: PROTOCOL 2.1, 2.2.
 """
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import unquote
 
-import msgspec
-
-from gateway.channels import is_channel_name
-from gateway.frames import encode_event
-from gateway.broker import BrokerUnavailable, Publication
+from gateway.api_call import Answer, ApiCall, refused
+from gateway.api_channels import channel_info, channel_list, channel_stats, channel_users
+from gateway.api_events import publish, publish_batch, publish_to_channel
+from gateway.api_users import terminate_connections
 from gateway.parts import parts_of
 from gateway.problem import BodyTooLargeError, DisconnectedError, read_body
+from gateway.rates import Rate
 from gateway.signing import SignedQuery, signed_paths
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from starlette.types import Receive, Scope, Send
 
     from gateway.apps import App
     from gateway.parts import Parts
-    from gateway.settings import Settings
+    from gateway.signing import SignatureFault
 
-MAX_CHANNELS: Final = 100
-
-_SOCKET_ID: Final = re.compile(r"\d{1,20}\.\d{1,20}", re.ASCII)
-_RESERVED: Final = ("pusher:", "pusher_internal:")
+    Handler = Callable[[ApiCall], Awaitable[Answer]]
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """A status and a body; text unless it is JSON."""
+class _Route(NamedTuple):
+    """What answers one address: its method and its handler."""
 
-    status: int
-    body: bytes
-    is_json: bool = False
-
-
-class Event(msgspec.Struct, frozen=True):
-    """The body of `POST /apps/{id}/events`."""
-
-    name: str
-    data: str
-    channels: list[str] | None = None
-    channel: str | None = None
-    socket_id: str | None = None
-    info: str | None = None
+    method: str
+    handler: Handler
 
 
-_DECODER: Final = msgspec.json.Decoder(Event)
-_ENCODER: Final = msgspec.json.Encoder()
+# The address below `/apps/{id}/`; its second segment is a name.
+_ROUTES: Final[dict[str, _Route]] = {
+    "events": _Route("POST", publish),
+    "batch_events": _Route("POST", publish_batch),
+    "channels": _Route("GET", channel_list),
+    "channels/*": _Route("GET", channel_info),
+    "channels/*/users": _Route("GET", channel_users),
+    # Deprecated by Pusher, still called by old backends.
+    "channels/*/stats": _Route("GET", channel_stats),
+    "channels/*/events": _Route("POST", publish_to_channel),
+    "users/*/terminate_connections": _Route("POST", terminate_connections),
+}
 
-_PUBLISHED: Final = Answer(200, b"{}", is_json=True)
 _JSON: Final = (b"content-type", b"application/json")
 _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
+_NO_NAMES: Final[tuple[str, ...]] = ()
+_KEY_HEADERS: Final = (b"idempotency-key", b"x-idempotency-key")
 
-
-def refused(status: int, why: str) -> Answer:
-    """An answer that says in one line of text why not."""
-    return Answer(status, f"{why}\n".encode())
+# What an answer says beside its body.
+_Headers = list[tuple[bytes, bytes]]
 
 
 class PusherApi:
-    """The ASGI application below `/apps/`. Further routes of the API join at `_answer`."""
+    """The ASGI application below `/apps/`, and below `/users/` for one library.
+
+    Attributes:
+        roots: What the paths of its calls begin with.
+    """
 
     def __init__(self, path_prefix: str) -> None:
         self._prefix = path_prefix
-        self.root = f"{path_prefix}/apps/"
+        self._apps = f"{path_prefix}/apps/"
+        # pusher-http-python terminates a user's connections without saying of which app.
+        self._users = f"{path_prefix}/users/"
+        self.roots = (self._apps, self._users)
+        # App id -> its calls of this process, for apps that have a limit.
+        self._rates: dict[str, Rate] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one call, always with a content length."""
         parts = parts_of(scope)
+        headers: _Headers = []
         try:
-            answer = await self._answer(scope, receive, parts)
+            answer = await self._answer(scope, receive, parts, headers)
         except BodyTooLargeError:
             answer = refused(413, f"the body is over {parts.settings.max_body_bytes} bytes")
         except DisconnectedError:
             return
         parts.telemetry.api_calls.labels(str(answer.status)).inc()
-        await _send(answer, send)
+        await _send(answer, headers, send)
 
-    async def _answer(self, scope: Scope, receive: Receive, parts: Parts) -> Answer:
-        app_id, _, route = scope["path"].removeprefix(self.root).partition("/")
-        app = parts.apps.by_id(app_id)
-        if app is None:
-            return refused(404, "there is no app with this id")
-        if route != "events":
+    async def _answer(
+        self, scope: Scope, receive: Receive, parts: Parts, headers: _Headers
+    ) -> Answer:
+        path: str = scope["path"]
+        app_id: str | None = None
+        if path.startswith(self._apps):
+            app_id, _, address = path.removeprefix(self._apps).partition("/")
+        else:
+            address = path.removeprefix(f"{self._prefix}/")
+        route, arguments = _ROUTES.get(address), _NO_NAMES
+        if route is None:
+            route, arguments = self._named_route(scope, address, is_below_app=app_id is not None)
+        if route is None:
             return refused(404, "there is nothing at this address")
-        if scope["method"] != "POST":
-            return refused(405, "events are published with POST")
-        if not app.enabled:
-            return refused(403, "this app is disabled")
+        if scope["method"] != route.method:
+            headers.append((b"allow", route.method.encode()))
+            return refused(405, f"this address takes {route.method}")
         body = await read_body(scope, receive, parts.settings.max_body_bytes)
-        return self._unsigned(scope, app, body, parts) or await _publish(app, body, parts)
+        query = SignedQuery(scope["query_string"])
+        app = parts.apps.by_key(query.auth_key or "")
+        fault = self._unsigned(scope, query, app, body, parts)
+        if fault is not None or app is None:
+            return refused(401, fault.message if fault else "auth_key is missing")
+        refusal = self._not_allowed(app, app_id, parts, headers)
+        if refusal is not None:
+            return refusal
+        key = _idempotency_key(scope)
+        return await route.handler(ApiCall(app, parts, arguments, query.parameters, body, key))
 
-    def _unsigned(self, scope: Scope, app: App, body: bytes, parts: Parts) -> Answer | None:
-        """The refusal of a call that the app's secret didn't sign, else none."""
-        fault = SignedQuery(scope["query_string"]).fault(
+    def _unsigned(
+        self, scope: Scope, query: SignedQuery, app: App | None, body: bytes, parts: Parts
+    ) -> SignatureFault | None:
+        return query.fault(
             app,
             scope["method"],
             signed_paths(scope.get("raw_path") or b"", scope["path"], self._prefix),
@@ -109,59 +133,68 @@ class PusherApi:
             parts.clock.now().timestamp(),
             parts.settings.auth_timestamp_tolerance_s,
         )
-        return None if fault is None else refused(401, fault.message)
+
+    def _not_allowed(
+        self, app: App, app_id: str | None, parts: Parts, headers: _Headers
+    ) -> Answer | None:
+        """Why an app that has proved to be itself gets no answer, else none."""
+        if app_id is not None and app_id != app.id:
+            # The same whether there is an app of that id.
+            return refused(404, "the app that signed this call has another id")
+        if not app.enabled:
+            return refused(403, "this app is disabled")
+        if app.api_rate_per_s and not self._is_within_rate(app, parts.node.now(), headers):
+            return refused(429, f"this app may make {app.api_rate_per_s} calls a second")
+        return None
+
+    def _named_route(
+        self, scope: Scope, address: str, *, is_below_app: bool
+    ) -> tuple[_Route | None, tuple[str, ...]]:
+        """The route of an address that names something, and the name.
+
+        The raw path is split, so that a name may hold an escaped slash.
+        """
+        raw = (scope.get("raw_path") or b"").decode("latin-1")
+        if raw.startswith(self._prefix):
+            raw = raw.removeprefix(f"{self._prefix}/")
+            segments = raw.split("/")[2 if is_below_app else 0 :]
+        else:
+            segments = address.split("/")
+        if len(segments) < 2 or not segments[1]:
+            return None, ()
+        kind, name, *rest = segments
+        if not is_below_app and rest != ["terminate_connections"]:
+            return None, ()
+        return _ROUTES.get("/".join([kind, "*", *rest])), (unquote(name),)
+
+    def _is_within_rate(self, app: App, now_s: float, headers: _Headers) -> bool:
+        """Counts a call of an app that has a limit, and tells the caller where it stands."""
+        limit = app.api_rate_per_s
+        rate = self._rates.get(app.id)
+        if rate is None:
+            rate = self._rates[app.id] = Rate(limit, now_s)
+        allowed = rate.allow(limit, now_s)
+        headers += [
+            (b"x-ratelimit-limit", str(limit).encode()),
+            (b"x-ratelimit-remaining", str(rate.left).encode()),
+        ]
+        return allowed
 
 
-async def _publish(app: App, body: bytes, parts: Parts) -> Answer:
-    """Hands an event to the broker, for all its channels at once; returns when it has accepted."""
-    try:
-        event = _DECODER.decode(body)
-    except msgspec.DecodeError as error:
-        return refused(400, f"the body is not an event: {error}")
-    channels = event.channels or ([event.channel] if event.channel else [])
-    fault = _event_fault(event, channels, parts.settings)
-    if fault is not None:
-        return fault
-    data = _ENCODER.encode(event.data)
-    publications = [
-        Publication(app.id, channel, encode_event(event.name, channel, data), event.socket_id)
-        for channel in dict.fromkeys(channels)
-    ]
-    try:
-        await parts.node.publish(publications)
-    except BrokerUnavailable:
-        return refused(503, "the broker can't be reached; try again shortly")
-    return _PUBLISHED
-
-
-def _event_fault(event: Event, channels: list[str], settings: Settings) -> Answer | None:
-    if not 0 < len(event.name) <= settings.event_name_max:
-        return refused(400, f"name must have 1 to {settings.event_name_max} characters")
-    if event.name.startswith(_RESERVED):
-        return refused(400, f"names beginning with {' or '.join(_RESERVED)} are the server's own")
-    if not 0 < len(channels) <= MAX_CHANNELS:
-        return refused(400, f"an event goes to 1 to {MAX_CHANNELS} channels")
-    for channel in channels:
-        if not is_channel_name(channel, settings.channel_name_max):
-            return refused(400, f"not the name of a channel: {channel[:64]!a}")
-    if event.socket_id is not None and not _SOCKET_ID.fullmatch(event.socket_id):
-        return refused(400, "socket_id must be two numbers with a dot between them")
-    return _size_fault(event.data, settings.max_event_bytes)
-
-
-def _size_fault(data: str, max_bytes: int) -> Answer | None:
-    """Counts bytes only where the number of characters leaves a doubt."""
-    if len(data) * 4 > max_bytes and len(data.encode()) > max_bytes:
-        return refused(413, f"data is over {max_bytes} bytes")
+def _idempotency_key(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name in _KEY_HEADERS:
+            return bytes(value).decode("latin-1")
     return None
 
 
-async def _send(answer: Answer, send: Send) -> None:
+async def _send(answer: Answer, extra: _Headers, send: Send) -> None:
     headers = [
         _JSON if answer.is_json else _TEXT,
         (b"content-length", str(len(answer.body)).encode()),
+        *extra,
     ]
-    if answer.status == 503:
+    if answer.status in {429, 503}:
         headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})

@@ -21,3 +21,8 @@ class Rate:
             return False
         self._left = left - 1.0
         return True
+
+    @property
+    def left(self) -> int:
+        """How many would be allowed right after the last call of `allow`."""
+        return int(self._left)

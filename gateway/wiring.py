@@ -18,6 +18,7 @@ from gateway.node import Node, new_node_id
 from gateway.parts import Parts
 from gateway.redis_broker import RedisBroker
 from gateway.redis_client import redis_client
+from gateway.redis_once import PublishOnce
 from gateway.redis_passes import PassCache
 from gateway.redis_presence import RedisPresence
 from gateway.settings import SettingsError
@@ -180,7 +181,7 @@ async def open_parts(
         "escrow calls",
     )
     publisher.started()
-    return Parts(settings, apps, clock, telemetry, authorizer, store, commands, node)
+    return Parts(settings, apps, clock, telemetry, authorizer, store, commands, node, redis.once)
 
 
 def _escrow_client(settings: Settings, clock: Clock, telemetry: Telemetry) -> EscrowClient | None:
@@ -233,6 +234,7 @@ class _RedisParts(NamedTuple):
     broker: RedisBroker
     presence: RedisPresence
     passes: PassCache
+    once: PublishOnce
 
 
 def _redis_parts(settings: Settings) -> _RedisParts:
@@ -252,7 +254,8 @@ def _redis_parts(settings: Settings) -> _RedisParts:
     presence = RedisPresence(
         broker.commands, prefix, node_id, settings.presence_max_members, settings.node_lease_s
     )
-    return _RedisParts(client, broker, presence, PassCache(client, prefix, _VIEW_TTL_S))
+    passes = PassCache(client, prefix, _VIEW_TTL_S)
+    return _RedisParts(client, broker, presence, passes, PublishOnce(broker, prefix))
 
 
 async def open_store(settings: Settings, clock: Clock) -> Store:

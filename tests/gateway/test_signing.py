@@ -37,7 +37,7 @@ def signed(
 
 def fault(
     query: bytes,
-    app: App = APP,
+    app: App | None = APP,
     method: str = "POST",
     path: str = PATH,
     body: bytes = BODY,
@@ -66,6 +66,7 @@ def test_the_documented_call_is_accepted() -> None:
         ({"now_s": AT - 601}, "auth_timestamp"),
         ({"app": App(id="3", key=APP.key, secret="another")}, "auth_signature"),
         ({"app": App(id="3", key="another", secret=APP.secret)}, "auth_key"),
+        ({"app": None}, "auth_key"),
     ],
 )
 def test_nothing_about_a_signed_call_can_be_changed(changed: dict[str, object], why: str) -> None:
@@ -104,7 +105,14 @@ def test_the_right_signature_is_never_told() -> None:
 
     found = fault(query)
 
-    assert found == "auth_signature doesn't match this call"
+    assert found == "auth_key and auth_signature don't match this call"
+
+
+def test_a_key_that_is_nobodys_is_refused_like_a_wrong_signature() -> None:
+    right = signed(parameters())
+    wrong = urlencode(parameters() | {"auth_signature": "0" * 64}).encode()
+
+    assert fault(right, app=None) == fault(wrong) == fault(wrong, app=None)
 
 
 @pytest.mark.parametrize("signature", ["", "é", SIGNATURE.upper(), SIGNATURE[:-1]])
