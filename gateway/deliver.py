@@ -116,10 +116,12 @@ class Deliverer:
         self._publisher.spawn(self._free_abandoned(), "abandoned transactions")
 
     async def after_commit(self, done: Done) -> None:
-        """Drops the cached passes before anyone hears of the commit, then delivers in a task."""
+        """Drops the cached passes before anyone hears of the commit, then delivers in a task.
+
+        Also when nothing is left to deliver here: then another process delivers this commit behind
+        earlier ones, or a Session has ended that no invitation stood in.
+        """
         ran: frozenset[str] = frozenset()
-        if not done.deliveries:
-            return
         reached(Step.BEFORE_RECEIVER, _DROPS_PASSES)
         try:
             async with asyncio.timeout(self._cache_deadline_s):
