@@ -58,10 +58,14 @@ class Victim:
         await self.until_ready()
 
     async def until_ready(self) -> None:
-        """Waits until the gateway says that it reaches both its stores again."""
+        """Waits until the gateway says that it reaches both its stores again, and can publish."""
+        gateway = self.stage.gateway
         give_up_at = time.monotonic() + COMES_BACK_WITHIN_S
-        while not await asyncio.to_thread(self.stage.gateway.is_ready):
-            assert time.monotonic() < give_up_at, self.stage.gateway.log_text()
+        while not (
+            await asyncio.to_thread(gateway.is_ready)
+            and (await gateway.publish(["nobody-listens"], "probe", {})).status_code == 200
+        ):
+            assert time.monotonic() < give_up_at, gateway.log_text()
 
 
 @pytest_asyncio.fixture
