@@ -28,7 +28,7 @@ from gateway import frames
 from gateway.broker import Publication
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection
 
     from gateway.broker import MemoryBroker
 
@@ -120,7 +120,7 @@ class Occupancy(Protocol):
     def report(self, app_id: str, name: str, count: int) -> None:
         """Says how many connections this node has for a name now."""
 
-    async def counts(self, app_id: str, names: Sequence[str]) -> dict[str, int]:
+    async def counts(self, app_id: str, names: Collection[str]) -> dict[str, int]:
         """The sum of each of `names`; what this node has reported is in it.
 
         Raises:
@@ -187,7 +187,7 @@ class MemoryOccupancy:
             asyncio.get_running_loop().call_soon(self._flush)
         self._dirty[app_id, name] = count
 
-    async def counts(self, app_id: str, names: Sequence[str]) -> dict[str, int]:
+    async def counts(self, app_id: str, names: Collection[str]) -> dict[str, int]:
         """See `Occupancy`."""
         self._flush()
         return {name: self._total((app_id, name)) for name in names}

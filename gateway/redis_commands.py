@@ -23,7 +23,7 @@ from gateway.broker import BrokerUnavailable
 from gateway.redis_link import Supervisor, packed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.redis_link import Answer, Argument, RedisAddress, RedisLink
     from gateway.tasks import Tasks
@@ -44,9 +44,11 @@ class Script:
     key_count: int
 
     @classmethod
-    def load(cls, name: str, key_count: int) -> Script:
-        """The script in `gateway/lua/{name}.lua`."""
-        source = (Path(__file__).parent / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+    def load(cls, name: str, key_count: int, behind: Sequence[str] = ()) -> Script:
+        """The script in `gateway/lua/{name}.lua`, put behind others whose functions it calls."""
+        folder = Path(__file__).parent / "lua"
+        files = [folder / f"{one}.lua" for one in (*behind, name)]
+        source = "\n".join(file.read_text(encoding="utf-8") for file in files)
         # Redis names scripts by SHA-1; nothing secret hangs on it.
         digest = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
         return cls(name, source, digest, key_count)
@@ -70,11 +72,12 @@ class _Batch:
 class RedisCommands:
     """Runs commands over one supervised link."""
 
-    __slots__ = ("_scripts", "_supervisor", "_timeout_s", "_waiting")
+    __slots__ = ("_connected_callbacks", "_scripts", "_supervisor", "_timeout_s", "_waiting")
 
     def __init__(self, address: RedisAddress, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._scripts: list[Script] = []
+        self._connected_callbacks: list[Callable[[], None]] = []
         self._waiting: deque[_Batch] = deque()
         self._supervisor = Supervisor(
             address, "commands", timeout_s, self._on_answer, self._on_up, self._on_down
@@ -93,6 +96,12 @@ class RedisCommands:
     def _on_up(self, _link: RedisLink) -> None:
         for script in self._scripts:
             self.post(packed("SCRIPT", "LOAD", script.source))
+        for callback in self._connected_callbacks:
+            callback()
+
+    def when_connected(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` for every new link, behind which Redis may be another or empty."""
+        self._connected_callbacks.append(callback)
 
     def post(self, command: bytes) -> None:
         """Sends one packed command without waiting for its answer; does nothing without a link."""

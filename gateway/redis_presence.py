@@ -1,30 +1,19 @@
 """Presence in Redis: members and entries, changed only by the scripts in `gateway/lua`.
 
 Names, behind the prefix: `{app}:presence:{channel}:users` (user id -> user_info),
-`…:counts` (user id -> entries), `presence:node:{node}` (that node's entries),
-`presence:nodes` (node -> end of its lease), `presence:epoch`.
+`…:counts` (user id -> entries), `presence:node:{node}` (that node's entries, under its lease).
 
-A node renews its lease three times in its length. The same call tells it what to make good:
-
-- another **epoch**: Redis has lost its data. The node enters its entries again, unannounced,
-  because every client still shows these members.
-- its **lease had run out** (the process was stopped for long): survivors have announced that its
-  members left. It enters them again and announces them.
-- **dead nodes**: it removes their entries one by one, each in one atomic step, so that survivors
-  may do so at the same time and die half-way.
-
-Leaves that could not be made are kept and made at the next renewal.
+Leaves that could not be made are kept and made at the next renewal of the lease. After a loss of
+Redis' data they are entered again first, like what stands, so that their end is announced.
 
 Source: DESIGN 4 (presence).
 """
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import hiredis
 import structlog
 
 from gateway.broker import BrokerUnavailable
@@ -32,24 +21,24 @@ from gateway.messages import Member
 from gateway.presence import ChannelFull, Joined, added, removed
 from gateway.redis_broker import encoded, redis_name
 from gateway.redis_commands import Script
+from gateway.redis_lease import EPOCH_IS_ANOTHER, NODE_IS_ALIVE
 from gateway.redis_link import packed
-from gateway.tasks import Tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from gateway.redis_commands import RedisCommands
+    from gateway.redis_lease import RedisLease
     from gateway.redis_link import Answer, Argument
 
 log = structlog.get_logger(__name__)
 
-_JOIN: Final = Script.load("presence_join", 3)
-_LEAVE: Final = Script.load("presence_leave", 4)
-_RENEW: Final = Script.load("presence_renew", 2)
-_BURY: Final = Script.load("presence_bury", 2)
+_JOIN: Final = Script.load("presence_join", 4)
+_LEAVE: Final = Script.load("presence_leave", 5)
 
 # Entries in one pipeline when many are made or removed at once.
 _AT_ONCE: Final = 200
+_ANY_EPOCH: Final = b""
 
 
 class _Entry(NamedTuple):
@@ -70,171 +59,173 @@ class _Entry(NamedTuple):
         return cls(*text.split(" ", 3))
 
 
-class _ToEnter(Enum):
-    """What has to be done about this node's entries."""
-
-    NOTHING = 0
-    QUIETLY = 1
-    ANNOUNCED = 2
-
-
 class RedisPresence:
     """See `gateway.presence` for what it promises."""
 
+    __slots__ = (
+        "_commands",
+        "_joining",
+        "_lease",
+        "_max_members",
+        "_mine",
+        "_owed",
+        "_prefix",
+    )
+
     def __init__(
-        self,
-        commands: RedisCommands,
-        prefix: str,
-        node_id: str,
-        max_members: int,
-        node_lease_s: float,
+        self, commands: RedisCommands, prefix: str, lease: RedisLease, max_members: int
     ) -> None:
         self._commands = commands
-        commands.use_scripts(_JOIN, _LEAVE, _RENEW, _BURY)
+        commands.use_scripts(_JOIN, _LEAVE)
         self._prefix = prefix
-        self._node_id = node_id
+        self._lease = lease
+        lease.add(self)
         self._max_members = max_members
-        self._lease_s = node_lease_s
-        self._leases = f"{prefix}:presence:nodes"
-        self._epoch_key = f"{prefix}:presence:epoch"
-        self._epoch: bytes | None = None
-        # Kept until it has worked: the answer that asks for it comes once.
-        self._to_enter = _ToEnter.NOTHING
-        self._tasks = Tasks()
         # What this node has entered, to enter it again; entry -> user_info.
         self._mine: dict[_Entry, bytes] = {}
+        # Entries whose join is under way: it makes them, and announces them, itself.
+        self._joining: set[_Entry] = set()
         # Entries that are to leave and may not have.
         self._owed: set[_Entry] = set()
 
     async def start(self) -> None:
         """See `Presence`; when Redis can't be reached the lease is taken later."""
-        await self._renew_or_log()
-        self._tasks.spawn(self._keep_renewing(), "presence_lease")
+        await self._lease.start(self)
 
     async def stop(self) -> None:
         """See `Presence`."""
-        await self._tasks.stop()
         try:
-            if self._owed:
-                await self._pay_owed()
-            # A lease that is over now: what is left is removed by the others at once.
-            await self._commands.run(packed("ZADD", self._leases, "XX", 0, self._node_id))
-            await self._bury(self._node_id)
+            await self._pay_owed()
         except BrokerUnavailable as error:
-            log.warning("presence_lease_left", error=str(error))
+            log.warning("presence_leaves_left", entries=len(self._owed), error=str(error))
+        await self._lease.stop(self)
 
     async def join(self, app_id: str, channel: str, member: Member, socket_id: str) -> Joined:
         """See `Presence`."""
         entry = _Entry(app_id, channel, socket_id, member.user_id)
         self._owed.discard(entry)
         self._mine[entry] = member.user_info
+        self._joining.add(entry)
         try:
-            call = self._join_call(entry, member.user_info, self._max_members, announced=True)
-            answer = await self._commands.run_script(_JOIN, *call)
+            answer = await self._make(entry, member.user_info)
         except BaseException:
             # Unknown whether it was made; also when the caller is cancelled.
             self._mine.pop(entry, None)
             self._owed.add(entry)
             raise
+        finally:
+            self._joining.discard(entry)
         if answer[0] == -1:
             self._mine.pop(entry, None)
             raise ChannelFull
         return Joined(answer[0] == 1, _members(answer[1]))
+
+    async def _make(self, entry: _Entry, user_info: bytes) -> Answer:
+        """Joins when everybody's entries stand: whoever joins is told of all members, once."""
+        while True:
+            await self._lease.when_settled()
+            call = self._join_call(
+                entry, user_info, self._max_members, self._lease.epoch, announced=True
+            )
+            answer = await self._commands.run_script(_JOIN, *call)
+            if answer[0] != EPOCH_IS_ANOTHER:
+                return answer
+            await self._lease.lost()
 
     async def leave(self, app_id: str, channel: str, user_id: str, socket_id: str) -> bool:
         """See `Presence`."""
         entry = _Entry(app_id, channel, socket_id, user_id)
         self._mine.pop(entry, None)
         self._owed.add(entry)
+        if not self._lease.settled:
+            return False
         try:
-            answer = await self._commands.run_script(_LEAVE, *self._leave_call(entry))
+            call = self._leave_call(entry, self._lease.epoch)
+            answer = await self._commands.run_script(_LEAVE, *call)
         except BrokerUnavailable:
             return False
-        if entry not in self._mine:
+        if entry not in self._mine and answer != EPOCH_IS_ANOTHER:
             self._owed.discard(entry)
         return bool(answer == 1)
 
     async def members(self, app_id: str, channel: str) -> dict[str, bytes]:
         """See `Presence`."""
-        [answer] = await self._commands.run(packed("HGETALL", self._users(app_id, channel)))
-        if not isinstance(answer, list):
-            raise BrokerUnavailable(f"Redis refused to list members: {answer}")
+        [answer] = await self._ask(packed("HGETALL", self._users(app_id, channel)), 1)
         return _members(answer)
 
-    # The lease
+    async def user_counts(self, app_id: str, channels: Sequence[str]) -> dict[str, int]:
+        """See `Presence`."""
+        questions = [packed("HLEN", self._users(app_id, channel)) for channel in channels]
+        answers = await self._ask(b"".join(questions), len(questions))
+        return dict(zip(channels, answers, strict=True))
 
-    async def _keep_renewing(self) -> None:
+    async def _ask(self, questions: bytes, count: int) -> list[Answer]:
+        """What Redis answers when everybody's entries stand."""
+        lease = self._lease
         while True:
-            await asyncio.sleep(self._lease_s / 3)
-            await self._renew_or_log()
+            await lease.when_settled()
+            first = packed("GET", lease.epoch_key)
+            epoch, *answers = await self._commands.run(first + questions, 1 + count)
+            for answer in answers:
+                if isinstance(answer, hiredis.ReplyError):
+                    raise BrokerUnavailable(f"Redis refused to tell members: {answer}")
+            if not lease.epoch or epoch == lease.epoch:
+                return answers
+            await lease.lost()
 
-    async def _renew_or_log(self) -> None:
-        try:
-            await self.renew()
-        except BrokerUnavailable as error:
-            log.warning("presence_lease_not_renewed", error=str(error))
+    # Under the lease
 
-    async def renew(self) -> None:
-        """Renews the lease and makes good what the answer tells.
+    def node_key(self, node_id: str) -> str:
+        """See `Tenant`."""
+        return f"{self._prefix}:presence:node:{node_id}"
 
-        Raises:
-            BrokerUnavailable: Redis did not answer in time; the next renewal does the rest.
-        """
-        lease_ms = int(self._lease_s * 1000)
-        arguments = (self._leases, self._epoch_key, self._node_id, lease_ms, secrets.token_hex(8))
-        epoch, stood, dead = await self._commands.run_script(_RENEW, *arguments)
-        if self._epoch is not None and epoch != self._epoch:
-            log.warning("presence_data_lost", entries=len(self._mine))
-            self._to_enter = _ToEnter.QUIETLY
-        elif self._epoch is not None and not stood:
-            log.warning("presence_lease_had_run_out", entries=len(self._mine))
-            self._to_enter = _ToEnter.ANNOUNCED
-        self._epoch = epoch
-        if self._to_enter is not _ToEnter.NOTHING:
-            await self._enter_again(announced=self._to_enter is _ToEnter.ANNOUNCED)
-            self._to_enter = _ToEnter.NOTHING
-        await self._pay_owed()
-        for node_id in dead:
-            if node_id.decode() != self._node_id:
-                await self._reap(node_id.decode())
-
-    async def _enter_again(self, *, announced: bool) -> None:
-        for entries in _in_chunks(list(self._mine)):
+    async def enter_again(self, *, announced: bool) -> None:
+        """See `Tenant`."""
+        # After a loss those who are about to leave, too: clients still show them. Survivors of a
+        # lease that ran out have announced them already.
+        leaving = {} if announced else dict.fromkeys(self._owed, b"{}")
+        for entries in _in_chunks([*leaving, *self._mine]):
             calls = [
                 # No limit: these members were let in before.
-                self._join_call(entry, self._mine[entry], 0, announced=announced)
+                self._join_call(entry, info, 0, _ANY_EPOCH, announced=announced)
                 for entry in entries
-                if entry in self._mine
+                if entry not in self._joining
+                and (info := self._mine.get(entry, leaving.get(entry))) is not None
             ]
             if calls:
                 await self._commands.run_scripts(_JOIN, calls)
 
+    async def catch_up(self) -> None:
+        """See `Tenant`."""
+        await self._pay_owed()
+
     async def _pay_owed(self) -> None:
         for entries in _in_chunks(list(self._owed)):
             due = [entry for entry in entries if entry in self._owed]
-            if due:
-                await self._commands.run_scripts(_LEAVE, [self._leave_call(one) for one in due])
-                self._owed.difference_update(one for one in due if one not in self._mine)
+            if not due:
+                continue
+            epoch = self._lease.epoch
+            calls = [self._leave_call(entry, epoch) for entry in due]
+            answers = await self._commands.run_scripts(_LEAVE, calls)
+            for entry, answer in zip(due, answers, strict=True):
+                if answer != EPOCH_IS_ANOTHER and entry not in self._mine:
+                    self._owed.discard(entry)
 
-    async def _reap(self, node_id: str) -> None:
-        """Removes a dead node's entries, unless it turns out to be alive."""
-        key = self._node_key(node_id)
+    async def reap(self, node_id: str) -> bool:
+        """See `Tenant`."""
+        key = self.node_key(node_id)
         while True:
             [some] = await self._commands.run(packed("SRANDMEMBER", key, _AT_ONCE))
             if not some:
-                break
+                return True
             calls = [
-                self._leave_call(_Entry.of(text.decode()), owner=node_id, dead=True)
+                self._leave_call(_Entry.of(text.decode()), _ANY_EPOCH, dead=node_id)
                 for text in some
             ]
             answers = await self._commands.run_scripts(_LEAVE, calls)
-            if -1 in answers:
-                return
+            if NODE_IS_ALIVE in answers:
+                return False
             log.info("presence_reaped", dead_node=node_id, entries=len(some))
-        await self._bury(node_id)
-
-    async def _bury(self, node_id: str) -> None:
-        await self._commands.run_script(_BURY, self._leases, self._node_key(node_id), node_id)
 
     # Calls
 
@@ -244,41 +235,41 @@ class RedisPresence:
     def _counts(self, app_id: str, channel: str) -> str:
         return f"{self._prefix}:{app_id}:presence:{channel}:counts"
 
-    def _node_key(self, node_id: str) -> str:
-        return f"{self._prefix}:presence:node:{node_id}"
-
     def _join_call(
-        self, entry: _Entry, user_info: bytes, limit: int, *, announced: bool
+        self, entry: _Entry, user_info: bytes, limit: int, epoch: bytes, *, announced: bool
     ) -> list[Argument]:
         app_id, channel, socket_id, user_id = entry
         publication = added(app_id, channel, Member(user_id, user_info), socket_id)
         return [
             self._users(app_id, channel),
             self._counts(app_id, channel),
-            self._node_key(self._node_id),
+            self.node_key(self._lease.node_id),
+            self._lease.epoch_key,
             entry.text(),
             user_id,
             user_info,
             limit,
             redis_name(self._prefix, app_id, channel) if announced else b"",
             encoded(publication),
+            epoch,
         ]
 
     def _leave_call(
-        self, entry: _Entry, owner: str | None = None, *, dead: bool = False
+        self, entry: _Entry, epoch: bytes, *, dead: str | None = None
     ) -> list[Argument]:
         app_id, channel, _, user_id = entry
-        node_id = owner or self._node_id
         return [
             self._users(app_id, channel),
             self._counts(app_id, channel),
-            self._node_key(node_id),
-            self._leases,
+            self.node_key(dead or self._lease.node_id),
+            self._lease.key,
+            self._lease.epoch_key,
             entry.text(),
             user_id,
             redis_name(self._prefix, app_id, channel),
             encoded(removed(app_id, channel, user_id)),
-            node_id if dead else "",
+            dead or "",
+            epoch,
         ]
 
 

@@ -18,6 +18,7 @@ from gateway.node import Node, new_node_id
 from gateway.parts import Parts
 from gateway.redis_broker import RedisBroker
 from gateway.redis_client import redis_client
+from gateway.redis_lease import RedisLease
 from gateway.redis_once import PublishOnce
 from gateway.redis_passes import PassCache
 from gateway.redis_presence import RedisPresence
@@ -251,9 +252,8 @@ def _redis_parts(settings: Settings) -> _RedisParts:
         broker = RedisBroker(settings.redis_url, prefix, node_id, settings.redis_timeout_s)
     except ValueError as error:
         raise StartError(f"DUET_REDIS_URL: {error}") from None
-    presence = RedisPresence(
-        broker.commands, prefix, node_id, settings.presence_max_members, settings.node_lease_s
-    )
+    lease = RedisLease(broker.commands, prefix, node_id, settings.node_lease_s)
+    presence = RedisPresence(broker.commands, prefix, lease, settings.presence_max_members)
     passes = PassCache(client, prefix, _VIEW_TTL_S)
     return _RedisParts(client, broker, presence, passes, PublishOnce(broker, prefix))
 

@@ -3,15 +3,21 @@
 -- KEYS[1]  hash   user id -> user_info (JSON): the channel's members
 -- KEYS[2]  hash   user id -> number of entries
 -- KEYS[3]  set    the node's entries, "app channel socket user"
+-- KEYS[4]  string the epoch
 -- ARGV[1]  the entry
 -- ARGV[2]  user id
 -- ARGV[3]  user_info
 -- ARGV[4]  how many members the channel may have; 0: no limit (an entry is made again)
 -- ARGV[5]  pub/sub channel for the announcement; empty: none
 -- ARGV[6]  the announcement
+-- ARGV[7]  the epoch that the node knows; empty: any
 --
--- Returns {-1} when the channel is full, else {1 if the user was no member before, else 0,
--- members as a flat list of user id and user_info}.
+-- Returns {-2} when the epoch is another one, {-1} when the channel is full, else {1 if the user
+-- was no member before, else 0, members as a flat list of user id and user_info}.
+
+if ARGV[7] ~= '' and redis.call('GET', KEYS[4]) ~= ARGV[7] then
+  return {-2}
+end
 
 local limit = tonumber(ARGV[4])
 if limit > 0

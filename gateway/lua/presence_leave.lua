@@ -4,14 +4,20 @@
 -- KEYS[2]  hash   user id -> number of entries
 -- KEYS[3]  set    the entries of the node that the entry belongs to
 -- KEYS[4]  zset   node -> end of its lease, in milliseconds of Redis' clock
+-- KEYS[5]  string the epoch
 -- ARGV[1]  the entry, "app channel socket user"
 -- ARGV[2]  user id
 -- ARGV[3]  pub/sub channel for the announcement
 -- ARGV[4]  the announcement
 -- ARGV[5]  the node whose lease must have run out, when a survivor removes its entries; else empty
+-- ARGV[6]  the epoch that the node knows; empty: any
 --
 -- Returns 1 when the user is no member any more, 0 when it still is or the entry was gone already,
--- -1 when the node is alive after all.
+-- -1 when the node is alive after all, -2 when the epoch is another one.
+
+if ARGV[6] ~= '' and redis.call('GET', KEYS[5]) ~= ARGV[6] then
+  return -2
+end
 
 if ARGV[5] ~= '' then
   local time = redis.call('TIME')

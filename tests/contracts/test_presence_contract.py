@@ -16,6 +16,7 @@ from gateway.broker import BrokerUnavailable, MemoryBroker, MemoryBus
 from gateway.messages import Member
 from gateway.presence import ChannelFull, MemoryPresence, MemoryStore, Presence
 from gateway.redis_broker import RedisBroker
+from gateway.redis_lease import RedisLease
 from gateway.redis_presence import RedisPresence
 from persistence.embedded_redis import RedisServer
 from tests.gateway.harness import PATIENCE_S, until_accepted
@@ -98,14 +99,15 @@ async def _redis_cluster(url: str, watcher: Watcher, timeout_s: float = 1.0) -> 
     await broker.subscribe("1", CHANNEL)
 
     def node(name: str) -> RedisPresence:
-        return RedisPresence(broker.commands, prefix, name, 3, LONG_LEASE_S)
+        lease = RedisLease(broker.commands, prefix, name, LONG_LEASE_S)
+        return RedisPresence(broker.commands, prefix, lease, 3)
 
     async def kill(survivor: Presence, name: str) -> None:
         """The lease of `name` has run out, and the survivor renews its own."""
         assert isinstance(survivor, RedisPresence)
         async with _admin(url) as admin:
-            await admin.zadd(f"{prefix}:presence:nodes", {name: 1})
-        await survivor.renew()
+            await admin.zadd(f"{prefix}:nodes", {name: 1})
+        await survivor._lease.renew()
 
     try:
         yield Cluster(watcher, node, kill)
@@ -242,12 +244,14 @@ class Parts:
 
     def node(self, number: int, lease_s: float = LONG_LEASE_S) -> RedisPresence:
         """The presence of one of the nodes."""
-        return RedisPresence(self.brokers[number].commands, self.prefix, f"n{number}", 3, lease_s)
+        commands = self.brokers[number].commands
+        lease = RedisLease(commands, self.prefix, f"n{number}", lease_s)
+        return RedisPresence(commands, self.prefix, lease, 3)
 
     async def run_out(self, name: str) -> None:
         """Ends a node's lease behind its back."""
         async with _admin(self.server.url) as admin:
-            await admin.zadd(f"{self.prefix}:presence:nodes", {name: 1})
+            await admin.zadd(f"{self.prefix}:nodes", {name: 1})
 
 
 @pytest.fixture
@@ -275,25 +279,27 @@ async def parts(own_redis: RedisServer) -> AsyncIterator[Parts]:
 async def test_survivors_reap_at_the_same_time_and_announce_each_member_once(
     parts: Parts,
 ) -> None:
-    dead = RedisPresence(parts.brokers[0].commands, parts.prefix, "dead", 1000, LONG_LEASE_S)
+    commands = parts.brokers[0].commands
+    lease = RedisLease(commands, parts.prefix, "dead", LONG_LEASE_S)
+    dead = RedisPresence(commands, parts.prefix, lease, 1000)
     users = [f"u{number:03}" for number in range(450)]
     await dead.start()
     for number, user in enumerate(users):
         await dead.join("1", CHANNEL, member(user), f"1.{number}")
-    await dead._tasks.stop()
+    await lease._tasks.stop()
     one, two = parts.node(0), parts.node(1)
     await one.start()
     await two.start()
     await parts.run_out("dead")
 
-    await asyncio.gather(one.renew(), two.renew())
+    await asyncio.gather(one._lease.renew(), two._lease.renew())
 
     await parts.watcher.count(900)
     assert parts.watcher.events[:450] == [f"+{user}" for user in users]
     assert sorted(parts.watcher.events[450:]) == [f"-{user}" for user in users]
     assert await one.members("1", CHANNEL) == {}
     async with _admin(parts.server.url) as admin:
-        assert await admin.zscore(f"{parts.prefix}:presence:nodes", "dead") is None
+        assert await admin.zscore(f"{parts.prefix}:nodes", "dead") is None
         assert await admin.exists(f"{parts.prefix}:presence:node:dead") == 0
     await one.stop()
     await two.stop()
@@ -307,10 +313,10 @@ async def test_a_node_that_was_only_away_enters_its_members_again_and_says_so(
     await survivor.start()
     await away.join("1", CHANNEL, member("u", b'{"n":1}'), "1.1")
     await parts.run_out("n0")
-    await survivor.renew()
+    await survivor._lease.renew()
     await parts.watcher.heard("+u", "-u")
 
-    await away.renew()
+    await away._lease.renew()
 
     await parts.watcher.heard("+u", "-u", "+u")
     assert await survivor.members("1", CHANNEL) == {"u": b'{"n":1}'}
@@ -330,8 +336,8 @@ async def test_redis_restarted_empty_gets_every_nodes_members_again_in_silence(
     parts.server.process.kill()
     parts.server.start()
 
-    await until_accepted(one.renew)
-    await until_accepted(two.renew)
+    await until_accepted(one._lease.renew)
+    await until_accepted(two._lease.renew)
 
     assert set(await one.members("1", CHANNEL)) == {"a", "b"}
     await until_accepted(lambda: parts.brokers[0].subscribe("1", CHANNEL))
@@ -339,6 +345,53 @@ async def test_redis_restarted_empty_gets_every_nodes_members_again_in_silence(
     await parts.watcher.heard("+a", "+b", "-a")
     await one.stop()
     await two.stop()
+
+
+async def test_who_joins_a_redis_that_lost_its_data_is_told_of_everyone(parts: Parts) -> None:
+    one, two = parts.node(0), parts.node(1)
+    await one.start()
+    await two.start()
+    await one.join("1", CHANNEL, member("a"), "1.1")
+    await two.join("1", CHANNEL, member("b"), "2.1")
+    await two.join("1", CHANNEL, member("left"), "2.2")
+    # Both know that the other one stands.
+    await one._lease.renew()
+    parts.server.process.kill()
+    assert await two.leave("1", CHANNEL, "left", "2.2") is False
+    parts.server.start()
+    shown: dict[str, bytes] = {}
+
+    async def join() -> None:
+        shown.update((await one.join("1", CHANNEL, member("new"), "1.9")).members)
+
+    await until_accepted(join)
+
+    assert {"a", "b", "new"} <= shown.keys()
+    await until_accepted(lambda: parts.brokers[0].subscribe("1", CHANNEL))
+    await until_accepted(two._lease.renew)
+    assert await two.members("1", CHANNEL) == {"a": b"{}", "b": b"{}", "new": b"{}"}
+    await one.stop()
+    await two.stop()
+
+
+async def test_a_node_that_did_not_survive_the_loss_is_not_waited_for_for_ever(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.redis_lease.PEERS_WAIT_S", 0.3)
+    one, two = parts.node(0), parts.node(1)
+    await one.start()
+    await two.start()
+    await one.join("1", CHANNEL, member("a"), "1.1")
+    await two.join("1", CHANNEL, member("b"), "2.1")
+    await one._lease.renew()
+    await two._lease._tasks.stop()
+    parts.server.process.kill()
+    parts.server.start()
+
+    await until_accepted(lambda: one.join("1", CHANNEL, member("new"), "1.9"))
+
+    assert set(await one.members("1", CHANNEL)) == {"a", "new"}
+    await one.stop()
 
 
 async def test_a_leave_that_redis_did_not_hear_of_is_made_at_the_next_renewal(
@@ -355,7 +408,7 @@ async def test_a_leave_that_redis_did_not_hear_of_is_made_at_the_next_renewal(
         await node.members("1", CHANNEL)
     parts.server.process.resume()
 
-    await until_accepted(node.renew)
+    await until_accepted(node._lease.renew)
 
     # The join that was given up came through before its leave.
     await parts.watcher.heard("+u", "-u", "+w", "-w")
@@ -369,13 +422,13 @@ async def test_a_node_that_stops_leaves_no_lease_behind(parts: Parts) -> None:
     await node.stop()
 
     async with _admin(parts.server.url) as admin:
-        assert await admin.zrange(f"{parts.prefix}:presence:nodes", 0, -1) == []
+        assert await admin.zrange(f"{parts.prefix}:nodes", 0, -1) == []
 
 
 async def test_the_lease_is_renewed_without_anyone_asking(parts: Parts) -> None:
     node = parts.node(0, lease_s=0.15)
     await node.start()
-    key = f"{parts.prefix}:presence:nodes"
+    key = f"{parts.prefix}:nodes"
     async with _admin(parts.server.url) as admin:
         first = await admin.zscore(key, "n0")
         async with asyncio.timeout(PATIENCE_S):

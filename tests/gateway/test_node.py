@@ -17,6 +17,7 @@ from gateway.interest import Interest
 from gateway.live_streams import LiveStreams
 from gateway.presence import MemoryPresence, MemoryStore
 from gateway.redis_broker import RedisBroker
+from gateway.redis_lease import RedisLease
 from gateway.redis_presence import RedisPresence
 from gateway.tasks import Tasks
 from persistence.embedded_redis import RedisServer
@@ -357,7 +358,8 @@ async def test_with_a_frozen_redis_sockets_are_answered_and_existing_ones_recove
     broker = RedisBroker(own_redis.url, prefix, "n", 0.3)
 
     def presence(_: Broker) -> Presence:
-        return RedisPresence(broker.commands, prefix, "n", 100, 10)
+        lease = RedisLease(broker.commands, prefix, "n", 10)
+        return RedisPresence(broker.commands, prefix, lease, 100)
 
     async with running_gateway(settings, broker=broker, presence=presence) as gateway:
         client = await gateway.connect(path="/app/app-key?token=viewer:v")
