@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from gateway import channel_auth, probes, rest
 from gateway.errors import CommandError, ErrorCode
+from gateway.fallback import Fallback
 from gateway.problem import problem
 from gateway.pusher_api import PusherApi
 from gateway.wiring import StartError, open_parts
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import BaseRoute
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from gateway.apps import App, Apps
     from gateway.parts import Parts
@@ -61,6 +62,7 @@ class GatewayApp:
         self._parts: Parts | None = None
         self.fault: StartError | None = None
         self._api = PusherApi(settings.path_prefix)
+        self._fallback = Fallback(settings.path_prefix)
         self._web = _browser_facing(settings.path_prefix, apps.first, routes)
 
     @property
@@ -77,10 +79,21 @@ class GatewayApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one HTTP call, or lives through the process's life."""
         if scope["type"] == "http":
-            api = scope["path"].startswith(self._api.roots)
-            await (self._api if api else self._web)(scope, receive, send)
+            await self._answering(scope["path"])(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._live(scope, receive, send)
+
+    def _answering(self, path: str) -> ASGIApp:
+        if path.startswith(self._api.roots):
+            return self._api
+        return self._fallback if path.startswith(self._fallback.root) else self._web
+
+    def begin_drain(self) -> float:
+        """Begins to send the connections elsewhere; returns how long that may take, in seconds."""
+        if self._parts is None:
+            return 0.0
+        self._parts.node.begin_drain()
+        return self._settings.drain_s
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -91,6 +104,7 @@ class GatewayApp:
                 self.fault = error
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 return
+            self._fallback.join(parts.node)
             self._parts = parts
             scope["state"].update(parts=parts, node=parts.node)
             await send({"type": "lifespan.startup.complete"})

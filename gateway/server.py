@@ -14,9 +14,11 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 from gateway.app import GatewayApp, StartError
+from gateway.fallback import ABORT_EXTENSION
 from gateway.preflight import apps_of
 from gateway.settings import load_settings
 from gateway.socket import GatewayProtocol
@@ -36,6 +38,19 @@ if TYPE_CHECKING:
 _BACKLOG: Final = 2048
 # How long HTTP calls in flight may take once the process has been told to stop.
 _HTTP_GRACE_S: Final = 5.0
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP side; its calls can end their TCP connection at once.
+
+    Through ASGI alone the answer to a reader that stalls can't be ended: closing waits for the
+    full buffer (FINDINGS, sockets).
+    """
+
+    def on_message_begin(self) -> None:
+        """Begins a call."""
+        super().on_message_begin()
+        self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
 
 
 class GatewayServer(uvicorn.Server):
@@ -68,9 +83,14 @@ class GatewayServer(uvicorn.Server):
             server.close()
         for listener in sockets or []:
             listener.close()
+        app = self.config.loaded_app
+        grace_s = _HTTP_GRACE_S
+        if isinstance(app, GatewayApp):
+            # Connections over HTTP are calls in flight that end with the drain.
+            grace_s = max(grace_s, app.begin_drain() + 1.0)
         self._send_away()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_HTTP_GRACE_S):
+            async with asyncio.timeout(grace_s):
                 await self._calls_ended()
         for task in list(self.server_state.tasks):
             task.cancel()
@@ -123,7 +143,7 @@ def server_config(settings: Settings, app: GatewayApp | str) -> uvicorn.Config:
         app,
         factory=isinstance(app, str),
         ws=GatewayProtocol,
-        http="httptools",
+        http=HttpProtocol,
         loop="auto",
         lifespan="on",
         workers=settings.workers,

@@ -28,8 +28,8 @@ from websockets.server import ServerProtocol
 
 from gateway import frames
 from gateway.admission import Admission, admit
-from gateway.auth import AuthError
-from gateway.errors import DISCONNECTS, CloseCode, ErrorCode
+from gateway.errors import DISCONNECTS, CloseCode
+from gateway.opening import Refusal, prove
 from gateway.performing import perform
 
 if TYPE_CHECKING:
@@ -212,14 +212,9 @@ class GatewayProtocol(asyncio.Protocol):
 
     async def _prove(self, app: App, token: str) -> None:
         """Opens the connection for the token's user, or closes it."""
-        node = self.node
-        try:
-            identity = await node.auth.identity_of(token, node.clock.now())
-        except AuthError as error:
-            # Keys that can't be fetched now say nothing against the token: come back later.
-            temporary = error.code is not ErrorCode.UNAUTHENTICATED
-            code = CloseCode.OVER_CAPACITY if temporary else CloseCode.UNAUTHORIZED
-            self.disconnect(code, error.message)
+        identity = await prove(self.node, token)
+        if isinstance(identity, Refusal):
+            self.disconnect(identity.code, identity.message)
             return
         if self._phase is Phase.PROVING:
             self._establish(app, identity)

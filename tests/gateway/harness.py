@@ -18,9 +18,11 @@ from gateway.apps import App, Apps
 from gateway.auth import AuthError, Identity
 from gateway.broker import BrokerUnavailable, MemoryBroker, MemoryBus
 from gateway.commands import Reply
+from gateway.fallback import Fallback
 from gateway.frames import push_body
 from gateway.node import Node, Publication
 from gateway.presence import MemoryPresence
+from gateway.server import HttpProtocol
 from gateway.settings import Settings
 from gateway.socket import GatewayProtocol
 from gateway.telemetry import Telemetry
@@ -125,6 +127,7 @@ class Gateway:
     tokens: TokensForTests
     broker: Broker
     presence: Presence
+    fallback: Fallback
     clients: list[RawClient] = field(default_factory=list)
 
     async def open(self, path: str = "/app/app-key?protocol=7", **headers: str) -> RawClient:
@@ -170,9 +173,13 @@ async def running_gateway(
         settings, apps or Apps([APP]), broker, members, Clock(), tokens, commands, Telemetry()
     )
     await node.start()
+    fallback = Fallback(settings.path_prefix)
+    fallback.join(node)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "lifespan"
+        if scope["type"] == "http":
+            await fallback(scope, receive, send)
+            return
         await receive()
         scope["state"]["node"] = node
         await send({"type": "lifespan.startup.complete"})
@@ -180,7 +187,7 @@ async def running_gateway(
         await send({"type": "lifespan.shutdown.complete"})
 
     config = uvicorn.Config(
-        app, ws=GatewayProtocol, lifespan="on", log_config=None, http="httptools"
+        app, ws=GatewayProtocol, lifespan="on", log_config=None, http=HttpProtocol
     )
     config.load()
     server = uvicorn.Server(config)
@@ -188,7 +195,7 @@ async def running_gateway(
     listener = sockets.create_server(("127.0.0.1", 0))
     await server.startup([listener])
     port = listener.getsockname()[1]
-    gateway = Gateway(node, server, port, commands, tokens, broker, members)
+    gateway = Gateway(node, server, port, commands, tokens, broker, members, fallback)
     try:
         yield gateway
     finally:
