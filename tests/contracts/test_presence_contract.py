@@ -242,11 +242,13 @@ class Parts:
     brokers: list[RedisBroker]
     prefix: str
 
-    def node(self, number: int, lease_s: float = LONG_LEASE_S) -> RedisPresence:
+    def node(
+        self, number: int, lease_s: float = LONG_LEASE_S, max_members: int = 3
+    ) -> RedisPresence:
         """The presence of one of the nodes."""
         commands = self.brokers[number].commands
         lease = RedisLease(commands, self.prefix, f"n{number}", lease_s)
-        return RedisPresence(commands, self.prefix, lease, 3)
+        return RedisPresence(commands, self.prefix, lease, max_members)
 
     async def run_out(self, name: str) -> None:
         """Ends a node's lease behind its back."""
@@ -348,7 +350,7 @@ async def test_redis_restarted_empty_gets_every_nodes_members_again_in_silence(
 
 
 async def test_who_joins_a_redis_that_lost_its_data_is_told_of_everyone(parts: Parts) -> None:
-    one, two = parts.node(0), parts.node(1)
+    one, two = parts.node(0, max_members=9), parts.node(1, max_members=9)
     await one.start()
     await two.start()
     await one.join("1", CHANNEL, member("a"), "1.1")
