@@ -256,6 +256,23 @@ class Settings(BaseSettings):
         int, Field(ge=2, le=1_048_576, description="The `user_info` of one presence member.")
     ] = 2_048
 
+    # Webhooks
+    webhook_timeout_s: Annotated[
+        float, Field(gt=0, le=60, description="How long one call of a webhook may take.")
+    ] = 5.0
+    webhook_delay_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=60,
+            description="Wait of `channel_vacated` and `member_removed` for a return.",
+        ),
+    ] = 3.0
+    webhook_give_up_s: Annotated[
+        float,
+        Field(gt=0, le=86_400, description="Age at which an event that can't be told is given up."),
+    ] = 300
+
     # Workers and leases
     lease_s: Annotated[
         float,

@@ -21,6 +21,7 @@ _GROUPS: Final = {
     "escrow_url": "Payment service",
     "activity_timeout_s": "Sockets",
     "max_message_bytes": "Limits of the wire",
+    "webhook_timeout_s": "Webhooks",
     "lease_s": "Workers and leases",
     "log_format": "Logs",
 }

@@ -37,6 +37,7 @@ class Telemetry:
         self._make_broker_metrics()
         self._make_goal_metrics()
         self._make_escrow_metrics()
+        self._make_webhook_metrics()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
@@ -117,6 +118,19 @@ class Telemetry:
             _COMMAND_BUCKETS_S,
             "call",
             "verdict",
+        )
+
+    def _make_webhook_metrics(self) -> None:
+        self.webhooks_sent: Counter = self._counter(
+            "webhook_events_sent_total", "Webhook events that an endpoint has taken, by app.", "app"
+        )
+        self.webhooks_retried: Counter = self._counter(
+            "webhook_calls_failed_total",
+            "Webhook calls that an endpoint did not take; they are made again.",
+            "app",
+        )
+        self.webhooks_given_up: Counter = self._counter(
+            "webhook_events_given_up_total", "Webhook events that became too old to tell.", "app"
         )
 
     def escrow_answered(self, call: str, verdict: str, duration_s: float) -> None:

@@ -1,0 +1,262 @@
+"""The queues of webhooks in Redis: a stream for each endpoint, under a claim while it is sent.
+
+Redis and not MongoDB, because the facts are there: presence and occupancy change in scripts, and
+only in the same script can a change and its record be one step. What Redis loses is lost with the
+facts themselves; `appendonly yes` keeps both (`docs/operations.md`).
+
+Names, behind the prefix: `{app}:hooks:{endpoint}` (events in order), `hooks:due` (queue -> when it
+may be sent), `hooks:claims` (queue -> who sends it), `hooks:failures` (queue -> in a row),
+`hooks:leaving` (ends that wait for a return), `{app}:hooks:missed:{channel}` (a miss was told).
+
+Source: `gateway.webhooks`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import hiredis
+import msgspec
+
+from gateway.broker import BrokerUnavailable
+from gateway.redis_commands import Script
+from gateway.redis_link import packed
+from gateway.webhooks import END_OF, Endpoint, endpoints, event_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from gateway.apps import App
+    from gateway.redis_commands import RedisCommands
+
+FACTS: Final = ("webhook_facts",)
+
+_EMIT: Final = Script.load("webhook_emit", 1, FACTS)
+_FIRE: Final = Script.load("webhook_fire", 1, FACTS)
+_CLAIM: Final = Script.load("webhook_claim", 4, FACTS)
+_SETTLE: Final = Script.load("webhook_settle", 4, FACTS)
+
+# Events and bytes of one call; a single event may be longer.
+_BATCH_EVENTS: Final = 100
+_BATCH_BYTES: Final = 262_144
+_FACTS_AT_ONCE: Final = 200
+# A second miss in this time tells the backend nothing new.
+_MISS_QUIET_S: Final = 10.0
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class HookTiming:
+    """How patient webhooks are.
+
+    Attributes:
+        delay_s: How long an end waits for a return.
+        give_up_s: The age at which an event that can't be told is given up.
+        claim_s: After which another node may send what a dead one was sending.
+        retry_first_s: The wait after a first failure; it doubles with each further one.
+        retry_most_s: The longest wait.
+    """
+
+    delay_s: float
+    give_up_s: float
+    claim_s: float
+    retry_first_s: float = 1.0
+    retry_most_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A queue that this node may send from, for a while.
+
+    Attributes:
+        app: Whose events they are.
+        queue: The stream's name.
+    """
+
+    app: App
+    endpoint: Endpoint
+    queue: bytes
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The events at the head of a queue.
+
+    Attributes:
+        events: JSON, in order.
+        behind: The first stream id that is not of this batch.
+    """
+
+    events: list[bytes]
+    behind: str
+
+
+class RedisWebhooks:
+    """The queues of every app; implements `gateway.webhooks.Webhooks`.
+
+    Nothing but `emit` and `hook` is called by who has something to tell.
+    """
+
+    __slots__ = ("_app", "_commands", "_prefix", "_timing")
+
+    def __init__(
+        self,
+        commands: RedisCommands,
+        prefix: str,
+        app: Callable[[str], App | None],
+        timing: HookTiming,
+    ) -> None:
+        """`app` gives the app of an id."""
+        self._commands = commands
+        self._prefix = prefix
+        self._app = app
+        self._timing = timing
+        commands.use_scripts(_EMIT, _FIRE, _CLAIM, _SETTLE)
+
+    # Telling
+
+    def hook(self, app_id: str, event: str) -> bytes:
+        """What a script is given that may see `event` or its end happen; empty: nobody asks."""
+        app = self._app(app_id)
+        if app is None or not app.webhooks:
+            return b""
+        wanted = {event, END_OF.get(event, event)}
+        if not any(wanted & endpoint.events for endpoint in endpoints(app)):
+            return b""
+        return self._hook(app, event)
+
+    def _hook(self, app: App, event: str) -> bytes:
+        return _encode(
+            {
+                "due": self._name("due"),
+                "leaving": self._name("leaving"),
+                "queues": [
+                    self._queue(app, endpoint)
+                    for endpoint in endpoints(app)
+                    if event in endpoint.events
+                ],
+                "after_ms": int(self._timing.delay_s * 1000),
+            }
+        )
+
+    def emit(self, app: App, event: Mapping[str, object]) -> None:
+        """See `Webhooks`."""
+        name = str(event["name"])
+        if not any(name in endpoint.events for endpoint in endpoints(app)):
+            return
+        quiet_ms = int(_MISS_QUIET_S * 1000) if name == "cache_miss" else 0
+        known_by = f"{self._prefix}:{app.id}:hooks:missed:{event['channel']}"
+        call = _EMIT.call(known_by, self._hook(app, name), _encode(event), quiet_ms)
+        self._commands.post(call)
+
+    # Sending
+
+    async def claim(self, most: int) -> list[Claim]:
+        """Queues for this node to send from; queues the ends that count by now.
+
+        Raises:
+            BrokerUnavailable: Redis did not answer in time.
+        """
+        token = secrets.token_hex(8)
+        queues, facts = await self._commands.run_script(
+            _CLAIM,
+            *(self._name("due"), self._name("claims"), self._name("failures")),
+            *(self._name("leaving"), token, int(self._timing.claim_s * 1000)),
+            *(most, _FACTS_AT_ONCE),
+        )
+        if facts:
+            await self._fire(facts)
+        claims = []
+        for queue in queues:
+            known = self._endpoint(queue.decode())
+            # Another node may know of an app or endpoint that this one has not heard of yet.
+            if known is not None:
+                claims.append(Claim(*known, queue, token))
+        return claims
+
+    async def _fire(self, facts: list[bytes]) -> None:
+        calls = []
+        for fact in facts:
+            app_id, name, channel, user_id = fact.decode().split(" ", 3)
+            app = self._app(app_id)
+            hook = b"" if app is None else self._hook(app, name)
+            event = event_bytes(name, channel, user_id or None)
+            calls.append((self._name("leaving"), hook, fact, event))
+        await self._commands.run_scripts(_FIRE, calls)
+
+    async def read(self, claim: Claim) -> Batch | None:
+        """The events at the head of a claimed queue, None when there are none.
+
+        Raises:
+            BrokerUnavailable: Redis did not answer in time.
+        """
+        question = packed("XRANGE", claim.queue, "-", "+", "COUNT", _BATCH_EVENTS)
+        [entries] = await self._commands.run(question)
+        if isinstance(entries, hiredis.ReplyError):
+            raise BrokerUnavailable(f"Redis refused to read a queue: {entries}")
+        events: list[bytes] = []
+        size_bytes = 0
+        last = b""
+        for entry_id, (_, event) in entries:
+            size_bytes += len(event)
+            if events and size_bytes > _BATCH_BYTES:
+                break
+            events.append(event)
+            last = entry_id
+        if not events:
+            return None
+        milliseconds, _, number = last.decode().partition("-")
+        return Batch(events, f"{milliseconds}-{int(number) + 1}")
+
+    async def sent(self, claim: Claim, batch: Batch) -> bool:
+        """Removes a batch and ends the claim; False when another node had taken the queue over.
+
+        Raises:
+            BrokerUnavailable: Redis did not answer in time.
+        """
+        return await self._settle(claim, batch.behind) >= 0
+
+    async def failed(self, claim: Claim) -> int:
+        """Lets a queue wait, longer with each failure in a row; returns how many were given up.
+
+        Raises:
+            BrokerUnavailable: Redis did not answer in time.
+        """
+        return max(0, await self._settle(claim, ""))
+
+    async def _settle(self, claim: Claim, behind: str) -> int:
+        timing = self._timing
+        answer: int = await self._commands.run_script(
+            _SETTLE,
+            *(self._name("due"), self._name("claims"), self._name("failures"), claim.queue),
+            *(claim.token, behind),
+            *(int(timing.retry_first_s * 1000), int(timing.retry_most_s * 1000)),
+            int(timing.give_up_s * 1000),
+        )
+        return answer
+
+    # Names
+
+    def _name(self, what: str) -> str:
+        return f"{self._prefix}:hooks:{what}"
+
+    def _queue(self, app: App, endpoint: Endpoint) -> str:
+        return f"{self._prefix}:{app.id}:hooks:{endpoint.digest}"
+
+    def _endpoint(self, queue: str) -> tuple[App, Endpoint] | None:
+        app_id, _, digest = queue.removeprefix(f"{self._prefix}:").split(":")
+        app = self._app(app_id)
+        if app is None:
+            return None
+        found = (one for one in endpoints(app) if one.digest == digest)
+        endpoint = next(found, None)
+        return None if endpoint is None else (app, endpoint)
+
+
+def fact_text(app_id: str, event: str, channel: str, user_id: str = "") -> str:
+    """The end that `event` takes back, as the scripts know it."""
+    return f"{app_id} {END_OF[event]} {channel} {user_id}"

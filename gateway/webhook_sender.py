@@ -1,0 +1,121 @@
+"""Sends webhooks: claims queues that have something, calls their endpoints, notes the outcome.
+
+Every node does it; a claim keeps two from calling one endpoint at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+import httpx
+import structlog
+
+from gateway.broker import BrokerUnavailable
+from gateway.tasks import Tasks
+from gateway.webhooks import signed_call
+
+if TYPE_CHECKING:
+    from gateway.redis_webhooks import Batch, Claim, RedisWebhooks
+    from gateway.telemetry import Telemetry
+    from persistence.clock import Clock
+
+log = structlog.get_logger(__name__)
+
+# Endpoints that this node calls at the same time.
+_AT_ONCE: Final = 32
+# What a stopping node gives calls that are under way.
+_GRACE_S: Final = 2.0
+
+
+class WebhookSender:
+    """The loop that sends, and the calls under way."""
+
+    def __init__(
+        self,
+        webhooks: RedisWebhooks,
+        clock: Clock,
+        telemetry: Telemetry,
+        timeout_s: float,
+        poll_interval_s: float,
+    ) -> None:
+        self._webhooks = webhooks
+        self._clock = clock
+        self._telemetry = telemetry
+        self._timeout_s = timeout_s
+        self._poll_interval_s = poll_interval_s
+        self._loop = Tasks()
+        self._calls = Tasks()
+        self._client = httpx.AsyncClient(
+            timeout=timeout_s,
+            limits=httpx.Limits(max_connections=_AT_ONCE, max_keepalive_connections=_AT_ONCE),
+            follow_redirects=False,
+            trust_env=False,
+            headers={"User-Agent": "duet", "Accept-Encoding": "identity"},
+        )
+
+    def start(self) -> None:
+        """Begins to look for something to send."""
+        self._loop.spawn(self._run(), "webhooks")
+
+    async def stop(self) -> None:
+        """Ends after the calls under way, or without them: another node sends those again."""
+        await self._loop.stop()
+        await self._calls.stop(_GRACE_S)
+        await self._client.aclose()
+
+    async def _run(self) -> None:
+        while True:
+            claims: list[Claim] = []
+            free = _AT_ONCE - len(self._calls)
+            if free > 0:
+                try:
+                    claims = await self._webhooks.claim(free)
+                except BrokerUnavailable as error:
+                    log.warning("webhooks_not_read", error=str(error))
+            for claim in claims:
+                self._calls.spawn(self._send(claim), "webhook", app=claim.app.id)
+            await asyncio.sleep(self._poll_interval_s)
+
+    async def _send(self, claim: Claim) -> None:
+        """Sends what is at the head of a claimed queue and notes the outcome."""
+        webhooks = self._webhooks
+        try:
+            batch = await webhooks.read(claim)
+            if batch is None:
+                return
+            why = await self._call(claim, batch)
+            if why is None:
+                if await webhooks.sent(claim, batch):
+                    self._telemetry.webhooks_sent.labels(claim.app.id).inc(len(batch.events))
+                return
+            given_up = await webhooks.failed(claim)
+        except BrokerUnavailable as error:
+            # The claim runs out, and the batch is sent again.
+            log.warning("webhook_not_settled", app=claim.app.id, error=str(error))
+            return
+        self._telemetry.webhooks_retried.labels(claim.app.id).inc()
+        self._telemetry.webhooks_given_up.labels(claim.app.id).inc(given_up)
+        # The address without its path and query, which may hold a secret.
+        host = urlsplit(claim.endpoint.url).hostname
+        log.warning("webhook_not_taken", app=claim.app.id, host=host, why=why, given_up=given_up)
+
+    async def _call(self, claim: Claim, batch: Batch) -> str | None:
+        """Calls the endpoint once; why it has not taken the batch, else none."""
+        now_ms = int(self._clock.now().timestamp() * 1000)
+        body, headers = signed_call(claim.app, batch.events, now_ms)
+        try:
+            async with (
+                asyncio.timeout(self._timeout_s),
+                self._client.stream(
+                    "POST", claim.endpoint.url, content=body, headers=headers
+                ) as response,
+            ):
+                status = response.status_code
+        except TimeoutError:
+            return f"no answer within {self._timeout_s:g} s"
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return type(error).__name__
+        return None if HTTPStatus(200) <= status < HTTPStatus(300) else f"status {status}"

@@ -1,0 +1,122 @@
+"""Webhooks: what an app's backend is told of, as it is told. Contract and bodies.
+
+What an implementation promises:
+
+- **Durable.** A change of occupancy or presence and its record are one atomic step; from then on
+  it is told, whichever node dies.
+- **At least once, in order.** Events of one endpoint leave in the order of their records, many in
+  one call. A node that dies between the endpoint's answer and its own note makes another node send
+  that batch again.
+- **Ends wait.** `channel_vacated` and `member_removed` count after `DUET_WEBHOOK_DELAY_S`; who
+  comes back before has never left, and neither the end nor the coming is told.
+- **Given up** is an event that is older than `DUET_WEBHOOK_GIVE_UP_S` when a call with it fails.
+- Endpoints wait for nobody but themselves.
+
+Source: PROTOCOL 2.3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+import msgspec
+
+from gateway.auth import hmac_hex
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gateway.apps import App
+
+# What comes takes back the end of the same name.
+END_OF: Final = {"channel_occupied": "channel_vacated", "member_added": "member_removed"}
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Endpoint(NamedTuple):
+    """Where one app wants to hear of some events.
+
+    Attributes:
+        digest: Names the address in Redis.
+    """
+
+    url: str
+    digest: str
+    events: frozenset[str]
+
+
+class Webhooks(Protocol):
+    """Where events that nothing takes back are handed in."""
+
+    def emit(self, app: App, event: Mapping[str, object]) -> None:
+        """Records an event, if the app wants to hear of it; never waits and never fails.
+
+        Args:
+            app: Whose channel it happened on.
+            event: As the backend gets it, its type under `name`.
+        """
+
+
+class NoWebhooks:
+    """Tells nobody anything: for nodes without a queue."""
+
+    def emit(self, app: App, event: Mapping[str, object]) -> None:
+        """See `Webhooks`."""
+
+
+def endpoints(app: App) -> tuple[Endpoint, ...]:
+    """The app's endpoints; an address that is named twice is one, which hears of all."""
+    wanted: dict[str, frozenset[str]] = {}
+    for hook in app.webhooks:
+        wanted[hook.url] = wanted.get(hook.url, frozenset()) | frozenset(hook.events)
+    return tuple(Endpoint(url, _digest(url), events) for url, events in wanted.items())
+
+
+def _digest(url: str) -> str:
+    return hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def signed_call(app: App, events: Sequence[bytes], now_ms: int) -> tuple[bytes, dict[str, str]]:
+    """The body and the headers of one call; `events` are JSON.
+
+    `time_ms` is the time of this call, not of the first one: pusher-http-python refuses what is
+    five minutes old.
+    """
+    body = b'{"time_ms":%d,"events":[%b]}' % (now_ms, b",".join(events))
+    return body, {
+        # pusher-http-node compares it with exactly this.
+        "Content-Type": "application/json",
+        "X-Pusher-Key": app.key,
+        "X-Pusher-Signature": hmac_hex(app.secret, body),
+    }
+
+
+def client_event(
+    channel: str, event: str, data: bytes, socket_id: str, user_id: str | None
+) -> dict[str, object]:
+    """The event of a relayed client event.
+
+    Its `data` is always a string, as in a publication: the text itself when the client sent text,
+    else its JSON. Typed libraries read nothing else.
+    """
+    text = msgspec.json.decode(data) if data[:1] == b'"' else data.decode()
+    told: dict[str, object] = {
+        "name": "client_event",
+        "channel": channel,
+        "event": event,
+        "data": text,
+        "socket_id": socket_id,
+    }
+    if user_id is not None:
+        told["user_id"] = user_id
+    return told
+
+
+def event_bytes(name: str, channel: str, user_id: str | None = None) -> bytes:
+    """The JSON of an occupancy or presence event."""
+    told = {"name": name, "channel": channel}
+    if user_id is not None:
+        told["user_id"] = user_id
+    return _encode(told)
