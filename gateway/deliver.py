@@ -176,9 +176,19 @@ class Deliverer:
                     agreed = "agreed" if effect.record["agreed"] else "not_agreed"
                     self._telemetry.goals_ended.labels(agreed).inc()
             case Invoke():
-                await _invoke(effect, occurrence)
+                await self._invoke(effect, occurrence)
             case _:
                 pass
+
+    async def _invoke(self, effect: Invoke, occurrence: Occurrence) -> None:
+        """Awaits the platform's own code; what it raises, or that it hangs, postpones delivery."""
+        try:
+            # Well within the lease, so that nobody takes over what is still running.
+            async with asyncio.timeout(self._store.options.lease_s / 2):
+                await effect.handler(occurrence)
+        except Exception as error:
+            _log.exception("platform_receiver_failed", event_id=occurrence.event_id)
+            raise DeliveryFailed(f"{type(error).__name__} in the platform's receiver") from error
 
     async def _authorize_room(self, effect: AuthorizeRoom) -> None:
         """Pushes `stream.authorized` to everyone who is in the streamer's room at present."""
@@ -279,12 +289,3 @@ class Deliverer:
                 self._telemetry.outbox_pending.set(await self.outbox.pending())
             except StoreError as error:
                 _log.warning("database_time_not_read", why=str(error))
-
-
-async def _invoke(effect: Invoke, occurrence: Occurrence) -> None:
-    """Awaits the platform's own code; whatever it raises postpones the delivery."""
-    try:
-        await effect.handler(occurrence)
-    except Exception as error:
-        _log.exception("platform_receiver_failed", event_id=occurrence.event_id)
-        raise DeliveryFailed(f"{type(error).__name__} in the platform's receiver") from error

@@ -124,18 +124,30 @@ class GoalWrite:
     set_fields: Row
     unset_fields: list[str]
     entries: list[OutboxEntry]
+    lease: Row
     ledger: list[Row]
     calls: list[Row]
     after: Goal
 
-    def update(self) -> Row:
-        """The update document of the compare-and-set."""
-        update: Row = {"$set": self.set_fields, "$inc": {"version": 1}}
-        if self.unset_fields:
-            update["$unset"] = dict.fromkeys(self.unset_fields, "")
+    def update(self) -> list[Row]:
+        """The pipeline of the compare-and-set; what comes from outside is a literal (FINDINGS).
+
+        New entries queue up behind those that are still on their way, and then owner and lease
+        stay theirs: whoever delivers them goes on with these.
+        """
+        changes: Row = {name: {"$literal": value} for name, value in self.set_fields.items()}
+        changes["version"] = {"$add": ["$version", 1]}
         if self.entries:
-            update["$push"] = {"outbox": {"$each": [entry.model_dump() for entry in self.entries]}}
-        return update
+            waiting = {"$ifNull": ["$outbox", []]}
+            under_way = {"$gt": [{"$size": waiting}, 0]}
+            added = [entry.model_dump() for entry in self.entries]
+            changes["outbox"] = {"$concatArrays": [waiting, {"$literal": added}]}
+            for name, value in self.lease.items():
+                changes[name] = {"$cond": [under_way, f"${name}", {"$literal": value}]}
+        stages: list[Row] = [{"$set": changes}]
+        if self.unset_fields:
+            stages.append({"$unset": self.unset_fields})
+        return stages
 
     def delivery(self, before_outbox: int) -> Delivery | None:
         """What this process delivers; nothing when earlier entries are still on their way.
@@ -205,8 +217,6 @@ class Writer:
         else:
             set_fields |= {"due_at": due.at, "due_command": due.command.value}
         entries = self.outbox_entries(occurrences)
-        if entries:
-            set_fields |= self.outbox_lease(now)
         ledger = self.ledger_rows(before, decision, now)
         write = GoalWrite(
             goal_id=before.id,
@@ -214,6 +224,7 @@ class Writer:
             set_fields=set_fields,
             unset_fields=unset_fields,
             entries=entries,
+            lease=self.outbox_lease(now),
             ledger=ledger,
             calls=closing_calls(ledger) if before.held_by == SERVICE else [],
             after=after,
@@ -368,7 +379,9 @@ class Writer:
 
 def occurrence_of(entry: OutboxEntry) -> Occurrence:
     """Reads an outbox entry back."""
-    fields = dict(entry.occurrence)
+    # A newer version may have written a field that this one does not know.
+    known = Occurrence.__dataclass_fields__
+    fields = {name: value for name, value in entry.occurrence.items() if name in known}
     fields["signal"] = Signal(fields["signal"])
     fields["breakdown"] = tuple(fields["breakdown"])
     return Occurrence(**fields)

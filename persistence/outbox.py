@@ -36,8 +36,12 @@ if TYPE_CHECKING:
     from persistence.store import Row, Store
     from statemachine.receivers import Effect, Occurrence
 
-# After a failure the outbox is tried again this much later.
-_FIRST_RETRY_S = 0.25
+# After a failure the outbox is tried again 0.25 s later, then after twice that, up to 2 s: soon
+# when Redis is back, and a receiver that always fails does not keep the others waiting.
+_FAILURES: dict[str, Any] = {"$ifNull": ["$outbox_failures", 0]}
+_RETRY_MS: dict[str, Any] = {
+    "$min": [2000, {"$multiply": [250, {"$pow": [2, {"$min": [_FAILURES, 10]}]}]}]
+}
 
 _SETTLE = next(rule for rule in RULES if rule.command is CommandName.SETTLE)
 
@@ -84,7 +88,8 @@ class Outbox:
         """
         entries = list(delivery.entries)
         while entries:
-            progress = await self._run(entries, ran)
+            over_at_s = self._store.clock.monotonic_s() + self._store.options.lease_s
+            progress = await self._run(entries, ran, over_at_s)
             reached(Step.BEFORE_OUTBOX_REMOVAL)
             entries = await self._record(delivery.goal_id, progress)
             reached(Step.AFTER_OUTBOX_REMOVAL)
@@ -150,7 +155,10 @@ class Outbox:
                 return False
         return True
 
-    async def _run(self, entries: Sequence[OutboxEntry], ran: frozenset[str]) -> _Progress:
+    async def _run(
+        self, entries: Sequence[OutboxEntry], ran: frozenset[str], over_at_s: float
+    ) -> _Progress:
+        """Runs receivers until one fails, or the lease is over and others may be at it."""
         progress = _Progress(done_entries=[], settles=False)
         for entry in entries:
             occurrence = occurrence_of(entry)
@@ -159,7 +167,7 @@ class Outbox:
                     continue
                 reached(Step.BEFORE_RECEIVER, name)
                 try:
-                    progress.settles |= await self._receive(name, occurrence)
+                    progress.settles |= await self._receive(name, occurrence, over_at_s)
                 except DeliveryFailed as error:
                     progress.failed = entry
                     progress.left = tuple(entry.pending[position:])
@@ -169,8 +177,10 @@ class Outbox:
             progress.done_entries.append(entry.event_id)
         return progress
 
-    async def _receive(self, name: str, occurrence: Occurrence) -> bool:
+    async def _receive(self, name: str, occurrence: Occurrence, over_at_s: float) -> bool:
         """Runs one receiver; tells whether it settles the goal."""
+        if self._store.clock.monotonic_s() >= over_at_s:
+            raise DeliveryFailed("the lease is over")
         receiver = self._registry.named(name, occurrence.signal, occurrence.goal_type)
         if receiver is None:
             # A newer node knows it; until one runs, the entry waits.
@@ -182,11 +192,14 @@ class Outbox:
         return any(isinstance(effect, Settle) for effect in effects)
 
     async def _record(self, goal_id: ObjectId, progress: _Progress) -> list[OutboxEntry]:
-        """Removes what has run and settles; returns what else lies in the outbox by now."""
+        """Removes what has run and settles; returns what else lies in the outbox by now.
+
+        If another process has taken the outbox over meanwhile, it is left to that one.
+        """
         async with self._store.reading():
             now = self._store.clock.now()
             after = await self._store.goals.find_one_and_update(
-                {"_id": goal_id},
+                {"_id": goal_id, "outbox_owner": self._store.owner},
                 self._recording(progress, now),
                 projection={"outbox": True},
                 return_document=ReturnDocument.AFTER,
@@ -212,17 +225,14 @@ class Outbox:
             stages.append(_trimmed(progress.failed.event_id, progress.left))
         if progress.settles:
             stages.append(_settled())
-        lease = self._lease(now)
+        lease: Row = {name: {"$literal": value} for name, value in self._lease(now).items()}
+        lease["outbox_failures"] = {"$literal": 0}
         if progress.failed is not None:
-            lease["outbox_due_at"] = now + timedelta(seconds=_FIRST_RETRY_S)
+            lease["outbox_due_at"] = {"$add": [{"$literal": now}, _RETRY_MS]}
+            lease["outbox_failures"] = {"$add": [_FAILURES, 1]}
         empty = {"$eq": [{"$size": "$outbox"}, 0]}
         stages.append(
-            {
-                "$set": {
-                    name: {"$cond": [empty, "$$REMOVE", {"$literal": value}]}
-                    for name, value in lease.items()
-                }
-            }
+            {"$set": {name: {"$cond": [empty, "$$REMOVE", value]} for name, value in lease.items()}}
         )
         return stages
 

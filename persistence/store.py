@@ -257,16 +257,10 @@ class Store:
         """Waits for a place in front of the pool, in order of arrival.
 
         Raises:
-            StoreOverloaded: the queue is full.
+            StoreOverloaded: the queue is full, or the turn does not come in time.
         """
-        if self._waiting >= self.options.queue_size:
-            raise StoreOverloaded("too many commands wait for the database")
-        self._waiting += 1
-        try:
-            async with self._waiting_bounded():
-                await self._turns.acquire()
-        finally:
-            self._waiting -= 1
+        async with self._waiting_bounded():
+            await self._turns.acquire()
         try:
             yield
         finally:
@@ -290,12 +284,17 @@ class Store:
 
     @asynccontextmanager
     async def _waiting_bounded(self) -> AsyncIterator[None]:
-        """Leaves a command that had to wait the time to be carried out."""
+        """Bounds how many wait, and leaves who has waited the time to be carried out."""
+        if self._waiting >= self.options.queue_size:
+            raise StoreOverloaded("too many commands wait for the database")
+        self._waiting += 1
         try:
             async with asyncio.timeout(self.options.deadline_s * _WAITING_SHARE):
                 yield
         except TimeoutError:
             raise StoreOverloaded("too many commands wait for the database") from None
+        finally:
+            self._waiting -= 1
 
     def session_lock(self, session_id: object) -> asyncio.Lock:
         """The lock that spares transactions on one hot Session their conflicts (FINDINGS).
