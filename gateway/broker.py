@@ -6,6 +6,8 @@ What every broker promises:
   between, not at all. `on_gap` says that some may have been missed.
 - **Order.** Publications of one channel arrive everywhere in the order in which the broker
   accepted them. Calls for one channel take effect in the order in which they are made.
+- **Last events.** The last event of a cache channel is kept in the same atomic step in which it
+  is published (`gateway.cache`), unless a client sent it.
 - **Encoded once.** The body is client-ready JSON; a broker neither reads nor changes it.
 - **Bounded.** No call waits longer than the settings allow; then it raises `BrokerUnavailable`.
   A `subscribe` that raised has left no interest behind. A `publish` that raised may or may not
@@ -20,6 +22,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from gateway.channels import is_cache_channel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,12 +44,14 @@ class Publication:
     Attributes:
         body: Client-ready JSON, without a WebSocket header.
         except_socket_id: The connection that must not get it, wherever it is.
+        by_client: A client event, which a cache channel does not keep as its last one.
     """
 
     app_id: str
     channel: str
     body: bytes
     except_socket_id: str | None = None
+    by_client: bool = False
 
 
 class Broker(Protocol):
@@ -86,6 +92,13 @@ class Broker(Protocol):
             BrokerUnavailable: It has not, or not all, in time.
         """
 
+    async def fence(self) -> None:
+        """Returns when what was published before the call has come to `on_publication`.
+
+        Raises:
+            BrokerUnavailable: As `publish`.
+        """
+
     async def publish_control(self, body: bytes) -> None:
         """Reaches `on_control` of every node, this one included.
 
@@ -95,12 +108,17 @@ class Broker(Protocol):
 
 
 class MemoryBus:
-    """What the memory brokers of several nodes of one process share."""
+    """What the memory brokers of several nodes of one process share.
 
-    __slots__ = ("nodes",)
+    Attributes:
+        last: (app id, channel) -> body of the last event, of cache channels.
+    """
+
+    __slots__ = ("last", "nodes")
 
     def __init__(self) -> None:
         self.nodes: list[MemoryBroker] = []
+        self.last: dict[tuple[str, str], bytes] = {}
 
 
 class MemoryBroker:
@@ -140,6 +158,12 @@ class MemoryBroker:
     async def publish(self, publications: Sequence[Publication]) -> None:
         """See `Broker`."""
         self.publish_now(publications)
+        for one in publications:
+            if is_cache_channel(one.channel) and not one.by_client:
+                self._bus.last[one.app_id, one.channel] = one.body
+
+    async def fence(self) -> None:
+        """See `Broker`: publishing has called the subscribers already."""
 
     def publish_now(self, publications: Sequence[Publication]) -> None:
         """Publishes without waiting; memory presence needs it for its member events.

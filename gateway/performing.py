@@ -72,7 +72,9 @@ async def _subscribe(connection: NodeConnection, effect: Subscribe) -> None:
 async def _relay(connection: NodeConnection, effect: Relay) -> None:
     """Publishes a client event, or tells its sender that it could not."""
     pusher = connection.pusher
-    publication = Publication(pusher.app.id, effect.channel, effect.body, pusher.socket_id)
+    publication = Publication(
+        pusher.app.id, effect.channel, effect.body, pusher.socket_id, by_client=True
+    )
     try:
         await connection.node.publish([publication])
     except BrokerUnavailable:

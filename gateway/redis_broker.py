@@ -2,7 +2,7 @@
 
 Two links: one that listens, one for commands (publishing, presence). Names in Redis, behind the
 prefix: `{prefix}:{app}:c:{channel}` for publications, `{prefix}:control` for what nodes tell all
-nodes, `{prefix}:node:{node}` for the heartbeat.
+nodes, `{prefix}:node:{node}` for the heartbeat and fences.
 
 A publication travels as version byte, length of the excluded socket id, that id, the JSON body.
 
@@ -24,7 +24,8 @@ import hiredis
 import structlog
 
 from gateway.broker import BrokerUnavailable
-from gateway.redis_commands import RedisCommands
+from gateway.channels import is_cache_channel
+from gateway.redis_commands import RedisCommands, Script
 from gateway.redis_link import RedisAddress, Supervisor, packed
 from gateway.tasks import Tasks
 
@@ -39,6 +40,9 @@ log = structlog.get_logger(__name__)
 HEARTBEAT_EVERY_S: Final = 1.0
 HEARTBEAT_MAX_S: Final = 5.0
 _VERSION: Final = 1
+# How long a cache channel's last event is kept unless the settings say otherwise.
+CACHE_TTL_S: Final = 1800.0
+_CACHE_PUBLISH: Final = Script.load("cache_publish", 2)
 # Names in one SUBSCRIBE: Redis answers each, so one command of 100,000 would block it for long.
 _SUBSCRIBE_AT_ONCE: Final = 500
 
@@ -48,16 +52,26 @@ class RedisBroker:
 
     Attributes:
         commands: The command link; presence runs its scripts over it.
+        cache_ttl_ms: How long the last event of a cache channel is kept.
     """
 
-    def __init__(self, url: str, prefix: str, node_id: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        prefix: str,
+        node_id: str,
+        timeout_s: float,
+        cache_ttl_s: float = CACHE_TTL_S,
+    ) -> None:
         address = RedisAddress.of(url)
         self._prefix = prefix
+        self.cache_ttl_ms = max(1, int(cache_ttl_s * 1000))
         self._timeout_s = timeout_s
         self._control = f"{prefix}:control".encode()
         self._own = f"{prefix}:node:{node_id}".encode()
         self._tasks = Tasks()
         self.commands = RedisCommands(address, timeout_s)
+        self.commands.use_scripts(_CACHE_PUBLISH)
         self._supervisor = Supervisor(
             address, "subscriptions", timeout_s, self._on_answer, self._on_up, self._on_down
         )
@@ -67,6 +81,9 @@ class RedisBroker:
         # subscribe, unsubscribe, subscribe in a row is confirmed twice and true the second time.
         self._unconfirmed: dict[bytes, int] = {}
         self._waiters: dict[bytes, asyncio.Future[None]] = {}
+        # Fences that this node has sent to itself and that have not come round.
+        self._fences: dict[bytes, asyncio.Future[None]] = {}
+        self._fence_count = 0
         # False from the loss of the link until everything wanted is confirmed again.
         self._whole = False
         self._was_whole = False
@@ -204,6 +221,9 @@ class RedisBroker:
             self._on_publication(target[0], target[1], value[body_at:], excluded)
         elif name == self._own:
             self._heard_at = self._loop.time()
+            fence = self._fences.pop(value, None)
+            if fence is not None and not fence.done():
+                fence.set_result(None)
         elif name == self._control:
             self._on_control(value)
 
@@ -215,9 +235,32 @@ class RedisBroker:
         await self._publish(
             [
                 packed("PUBLISH", redis_name(prefix, one.app_id, one.channel), encoded(one))
+                if one.by_client or not is_cache_channel(one.channel)
+                else self._kept(one)
                 for one in publications
             ]
         )
+
+    def _kept(self, one: Publication) -> bytes:
+        """The command that publishes and keeps the last event of a cache channel."""
+        last = last_event_name(self._prefix, one.app_id, one.channel)
+        name = redis_name(self._prefix, one.app_id, one.channel)
+        call = (last, f"{last}:missed", name, encoded(one), self.cache_ttl_ms)
+        return _CACHE_PUBLISH.call(*call)
+
+    async def fence(self) -> None:
+        """See `Broker`."""
+        self._fence_count += 1
+        token = b"%d" % self._fence_count
+        fence = self._fences[token] = self._loop.create_future()
+        try:
+            await self._publish([packed("PUBLISH", self._own, token)])
+            async with asyncio.timeout(self._timeout_s):
+                await fence
+        except TimeoutError:
+            raise BrokerUnavailable("Redis does not carry publications") from None
+        finally:
+            self._fences.pop(token, None)
 
     async def publish_control(self, body: bytes) -> None:
         """See `Broker`."""
@@ -229,6 +272,9 @@ class RedisBroker:
         answers = await self.commands.run(b"".join(commands), len(commands))
         for answer in answers:
             if isinstance(answer, hiredis.ReplyError):
+                if str(answer).startswith("NOSCRIPT"):
+                    # Somebody has flushed the scripts: whoever tries again finds it there.
+                    self.commands.post(packed("SCRIPT", "LOAD", _CACHE_PUBLISH.source))
                 raise BrokerUnavailable(f"Redis refused a publication: {answer}")
 
 
@@ -236,6 +282,11 @@ def encoded(publication: Publication) -> bytes:
     """A publication as Redis carries it."""
     excluded = (publication.except_socket_id or "").encode()
     return bytes((_VERSION, len(excluded))) + excluded + publication.body
+
+
+def last_event_name(prefix: str, app_id: str, channel: str) -> str:
+    """The Redis key of a cache channel's last event."""
+    return f"{prefix}:{app_id}:last:{channel}"
 
 
 def redis_name(prefix: str, app_id: str, channel: str) -> bytes:

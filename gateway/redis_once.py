@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from gateway.broker import BrokerUnavailable
-from gateway.redis_broker import encoded, redis_name
+from gateway.channels import is_cache_channel
+from gateway.redis_broker import encoded, last_event_name, redis_name
 from gateway.redis_commands import Script
 
 if TYPE_CHECKING:
@@ -46,7 +47,10 @@ class PublishOnce:
         if not self._broker.alive:
             raise BrokerUnavailable("Redis can't be reached")
         arguments: list[Argument] = [f"{self._prefix}:{app_id}:once:{key}", self._kept_ms, answer]
+        arguments.append(self._broker.cache_ttl_ms)
         for one in publications:
-            arguments += (redis_name(self._prefix, one.app_id, one.channel), encoded(one))
+            kept = is_cache_channel(one.channel)
+            last = last_event_name(self._prefix, one.app_id, one.channel) if kept else ""
+            arguments += (redis_name(self._prefix, one.app_id, one.channel), encoded(one), last)
         given = await self._broker.commands.run_script(_PUBLISH_ONCE, *arguments)
         return given if isinstance(given, bytes) else None

@@ -12,7 +12,8 @@
 -- ARGV[4]  '1' to publish nothing and tell of nothing, when numbers are written again
 -- ARGV[5]  a count up to which every change is published at once
 -- ARGV[6]  milliseconds between two publications of a count above it
--- ARGV[7…] five for each name:
+-- ARGV[7]  hook, see webhook_facts.lua
+-- ARGV[8…] five for each name:
 --          name
 --          number, 0 for none
 --          pub/sub channel for what is published about it; empty: nothing is
@@ -63,7 +64,7 @@ local function show(name, sum, target, head, tail)
 end
 
 local answer = {0}
-for index = 7, #ARGV, 5 do
+for index = 8, #ARGV, 5 do
   local name, number, target = ARGV[index], tonumber(ARGV[index + 1]), ARGV[index + 2]
   local first, last = ARGV[index + 3], ARGV[index + 4]
   local entry = ARGV[1] .. ' ' .. name
@@ -91,6 +92,15 @@ for index = 7, #ARGV, 5 do
       redis.call('PUBLISH', target, first)
     elseif before > 0 and sum == 0 then
       redis.call('PUBLISH', target, last)
+    end
+  end
+  if ARGV[7] ~= '' and not quiet then
+    -- A channel's name has no letter that JSON would escape.
+    if before == 0 and sum > 0 then
+      local event = '{"name":"channel_occupied","channel":"' .. name .. '"}'
+      hook_came(ARGV[7], ARGV[1] .. ' channel_vacated ' .. name .. ' ', event)
+    elseif before > 0 and sum == 0 then
+      hook_left(ARGV[7], ARGV[1] .. ' channel_vacated ' .. name .. ' ')
     end
   end
   answer[#answer + 1] = before

@@ -11,6 +11,9 @@
 -- ARGV[5]  pub/sub channel for the announcement; empty: none
 -- ARGV[6]  the announcement
 -- ARGV[7]  the epoch that the node knows; empty: any
+-- ARGV[8]  hook, see webhook_facts.lua
+-- ARGV[9]  fact
+-- ARGV[10] event
 --
 -- Returns {-2} when the epoch is another one, {-1} when the channel is full, else {1 if the user
 -- was no member before, else 0, members as a flat list of user id and user_info}.
@@ -37,5 +40,6 @@ redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
 
 if first == 1 and ARGV[5] ~= '' then
   redis.call('PUBLISH', ARGV[5], ARGV[6])
+  hook_came(ARGV[8], ARGV[9], ARGV[10])
 end
 return {first, redis.call('HGETALL', KEYS[1])}

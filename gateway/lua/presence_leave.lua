@@ -11,6 +11,8 @@
 -- ARGV[4]  the announcement
 -- ARGV[5]  the node whose lease must have run out, when a survivor removes its entries; else empty
 -- ARGV[6]  the epoch that the node knows; empty: any
+-- ARGV[7]  hook, see webhook_facts.lua
+-- ARGV[8]  fact
 --
 -- Returns 1 when the user is no member any more, 0 when it still is or the entry was gone already,
 -- -1 when the node is alive after all, -2 when the epoch is another one.
@@ -37,4 +39,5 @@ end
 redis.call('HDEL', KEYS[2], ARGV[2])
 redis.call('HDEL', KEYS[1], ARGV[2])
 redis.call('PUBLISH', ARGV[3], ARGV[4])
+hook_left(ARGV[7], ARGV[8])
 return 1
