@@ -32,7 +32,7 @@ def test_a_close_carries_code_and_reason() -> None:
     assert lines.close_line(4200, 'the "reason"') == b'c[4200,"the \\"reason\\""]\n'
 
 
-@pytest.mark.parametrize(("text", "units"), [("abc", 3), ("ä", 1), ("😀", 2)])  # noqa: RUF001
+@pytest.mark.parametrize(("text", "units"), [("abc", 3), ("ä", 1), ("😀", 2)])
 def test_a_line_is_as_long_as_a_browser_counts_it(text: str, units: int) -> None:
     assert lines.length_in_browser(text.encode()) == units
 
