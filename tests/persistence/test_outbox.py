@@ -526,3 +526,59 @@ async def test_a_record_is_written_once_however_often_it_is_delivered(world: Wor
     assert await world.node.outbox.track(effect) is False
 
     assert world.documents()["goal_records"] == [{"_id": "event", **effect.record}]
+
+
+# --- who owns an outbox ---------------------------------------------------------------------
+
+
+async def test_a_later_commit_leaves_the_outbox_to_whoever_delivers_it(world: World) -> None:
+    other = await world.add_node()
+    goal_id = await world.invited(await world.session())
+    await world.ask(CommandName.AGREE, goal_id)
+    before = world.goal_row(goal_id)
+
+    world.clock.shift(1)
+    answer = await world.ask(CommandName.START, goal_id, node=other)
+
+    after = world.goal_row(goal_id)
+    assert isinstance(answer, Done)
+    assert answer.deliveries == ()
+    assert len(after["outbox"]) > len(before["outbox"])
+    for name in ("outbox_owner", "outbox_due_at"):
+        assert after[name] == before[name]
+
+
+async def test_a_run_that_was_stalled_does_not_undo_what_its_successor_does(world: World) -> None:
+    other = await world.add_node()
+    goal_id = await world.invited(await world.session())
+    answer = await world.ask(CommandName.AGREE, goal_id)
+    assert isinstance(answer, Done)
+    world.clock.shift(60)
+    [taken] = await other.outbox.claim_due(1)
+    row = world.goal_row(goal_id)
+
+    assert await world.node.outbox.deliver(answer.deliveries[0])
+
+    assert world.goal_row(goal_id) == row
+    assert await other.outbox.deliver(taken)
+    assert world.goal_row(goal_id)["outbox"] == []
+
+
+async def test_a_receiver_that_keeps_failing_is_tried_less_and_less_often(world: World) -> None:
+    goal_id = await world.invited(await world.session())
+    answer = await world.ask(CommandName.AGREE, goal_id)
+    world.node.recorder.fails = lambda _occurrence, _effects: True
+    await delivered(world, answer)
+    waits = []
+
+    for _ in range(6):
+        due_at = world.goal_row(goal_id)["outbox_due_at"]
+        waits.append((due_at - world.clock.now()).total_seconds())
+        world.clock.shift(waits[-1])
+        assert await world.node.deliver_due() == 1
+
+    assert waits == pytest.approx([0.25, 0.5, 1, 2, 2, 2])
+    world.node.recorder.fails = lambda _occurrence, _effects: False
+    world.clock.shift(2)
+    await world.node.deliver_due()
+    assert "outbox_failures" not in world.goal_row(goal_id)
