@@ -157,13 +157,16 @@ class FallbackSession:
     def _write(self, data: bytes) -> None:
         self._queue(self._line_of(data))
 
-    def _queue(self, line: bytes) -> None:
+    def _queue(self, line: bytes) -> bool:
+        """Adds a line to those that wait; tells whether that was not one too many."""
         self._lines.append(line)
         self._waiting_bytes += len(line)
         if self._waiting_bytes > self.node.settings.send_buffer_bytes:
             self.abort_slow()
-        elif self._stream is not None:
+            return False
+        if self._stream is not None:
             self._stream.woken.set()
+        return True
 
     def take_over(self, stream: Stream) -> None:
         """Lines go out on this answer from now on; the one before it ends."""
@@ -283,8 +286,8 @@ class FallbackSession:
         known = DISCONNECTS.get(code)  # type: ignore[call-overload]
         text = message or (known.reason if known else "")
         error = frames.error_body(text, int(code) if code >= 4000 else None)
-        self._queue(lines.messages_line(frames.frame(error)) + lines.close_line(code, text))
-        if not self.is_open:
+        last_words = lines.messages_line(frames.frame(error)) + lines.close_line(code, text)
+        if not self._queue(last_words):
             return
         self._phase = Phase.CLOSING
         self.node.telemetry.disconnects.labels(str(int(code))).inc()
