@@ -37,7 +37,9 @@ async def channel_list(call: ApiCall) -> Answer:
     if USER_COUNT in attributes and not prefix.startswith(_PRESENCE):
         return _USERS_ONLY
     try:
-        occupied = await call.parts.node.occupancy.occupied(call.app.id, prefix)
+        found = await call.parts.node.occupancy.occupied(call.app.id, prefix)
+        # What begins with "#" is a way to one user, not a channel that backends know of.
+        occupied = {name: count for name, count in found.items() if name[:1] != "#"}
         counts = await channel_counts(call, list(occupied), attributes - {SUBSCRIPTION_COUNT})
     except BrokerUnavailable:
         return UNREACHABLE

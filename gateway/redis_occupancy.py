@@ -35,6 +35,7 @@ from gateway.redis_commands import Script
 from gateway.redis_lease import EPOCH_IS_ANOTHER, NODE_IS_ALIVE
 from gateway.redis_link import packed
 from gateway.tasks import Tasks
+from gateway.webhooks import BEHIND, NoWebhooks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -43,10 +44,11 @@ if TYPE_CHECKING:
     from gateway.redis_commands import RedisCommands
     from gateway.redis_lease import RedisLease
     from gateway.redis_link import Answer, Argument
+    from gateway.webhooks import Webhooks
 
 log = structlog.get_logger(__name__)
 
-_WRITE: Final = Script.load("occupancy_write", 5)
+_WRITE: Final = Script.load("occupancy_write", 5, BEHIND)
 
 # Names in one call of the script: Redis does nothing else meanwhile.
 _AT_ONCE: Final = 200
@@ -69,6 +71,7 @@ class RedisOccupancy:
         "_commands",
         "_dirty",
         "_flushing",
+        "_hooks",
         "_late",
         "_lease",
         "_mine",
@@ -88,6 +91,7 @@ class RedisOccupancy:
         space: str,
         announce: Announce = nothing_announced,
         throttle_s: float = THROTTLE_S,
+        hooks: Webhooks | None = None,
     ) -> None:
         self._commands = commands
         commands.use_scripts(_WRITE)
@@ -97,6 +101,7 @@ class RedisOccupancy:
         lease.add(self)
         self._announce = announce
         self._pause_s = throttle_s
+        self._hooks = hooks or NoWebhooks()
         self._tasks = Tasks()
         # What this node has written, to write it again.
         self._mine: dict[Key, int] = {}
@@ -298,6 +303,7 @@ class RedisOccupancy:
             "1" if quiet else "",
             THROTTLE_ABOVE,
             int(self._pause_s * 1000),
+            self._hooks.hook(app_id, "channel_occupied"),
         ]
         for name, number in numbers.items():
             call += [name, number, *self._announced(app_id, name)]

@@ -23,6 +23,7 @@ from gateway.redis_broker import encoded, redis_name
 from gateway.redis_commands import Script
 from gateway.redis_lease import EPOCH_IS_ANOTHER, NODE_IS_ALIVE
 from gateway.redis_link import packed
+from gateway.webhooks import BEHIND, NoWebhooks, event_bytes, fact_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,11 +31,14 @@ if TYPE_CHECKING:
     from gateway.redis_commands import RedisCommands
     from gateway.redis_lease import RedisLease
     from gateway.redis_link import Answer, Argument
+    from gateway.webhooks import Webhooks
 
 log = structlog.get_logger(__name__)
 
-_JOIN: Final = Script.load("presence_join", 4)
-_LEAVE: Final = Script.load("presence_leave", 5)
+_JOIN: Final = Script.load("presence_join", 4, BEHIND)
+_LEAVE: Final = Script.load("presence_leave", 5, BEHIND)
+
+_COMING: Final = "member_added"
 
 # Entries in one pipeline when many are made or removed at once.
 _AT_ONCE: Final = 200
@@ -64,6 +68,7 @@ class RedisPresence:
 
     __slots__ = (
         "_commands",
+        "_hooks",
         "_joining",
         "_lease",
         "_max_members",
@@ -73,7 +78,12 @@ class RedisPresence:
     )
 
     def __init__(
-        self, commands: RedisCommands, prefix: str, lease: RedisLease, max_members: int
+        self,
+        commands: RedisCommands,
+        prefix: str,
+        lease: RedisLease,
+        max_members: int,
+        hooks: Webhooks | None = None,
     ) -> None:
         self._commands = commands
         commands.use_scripts(_JOIN, _LEAVE)
@@ -81,6 +91,7 @@ class RedisPresence:
         self._lease = lease
         lease.add(self)
         self._max_members = max_members
+        self._hooks = hooks or NoWebhooks()
         # What this node has entered, to enter it again; entry -> user_info.
         self._mine: dict[_Entry, bytes] = {}
         # Entries whose join is under way: it makes them, and announces them, itself.
@@ -252,6 +263,9 @@ class RedisPresence:
             redis_name(self._prefix, app_id, channel) if announced else b"",
             encoded(publication),
             epoch,
+            self._hooks.hook(app_id, _COMING),
+            fact_text(app_id, _COMING, channel, user_id),
+            event_bytes(_COMING, channel, user_id),
         ]
 
     def _leave_call(
@@ -270,6 +284,8 @@ class RedisPresence:
             encoded(removed(app_id, channel, user_id)),
             dead or "",
             epoch,
+            self._hooks.hook(app_id, _COMING),
+            fact_text(app_id, _COMING, channel, user_id),
         ]
 
 

@@ -23,7 +23,7 @@ import msgspec
 from gateway.broker import BrokerUnavailable
 from gateway.redis_commands import Script
 from gateway.redis_link import packed
-from gateway.webhooks import END_OF, Endpoint, endpoints, event_bytes
+from gateway.webhooks import BEHIND, END_OF, Endpoint, endpoints, event_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,12 +31,10 @@ if TYPE_CHECKING:
     from gateway.apps import App
     from gateway.redis_commands import RedisCommands
 
-FACTS: Final = ("webhook_facts",)
-
-_EMIT: Final = Script.load("webhook_emit", 1, FACTS)
-_FIRE: Final = Script.load("webhook_fire", 1, FACTS)
-_CLAIM: Final = Script.load("webhook_claim", 4, FACTS)
-_SETTLE: Final = Script.load("webhook_settle", 4, FACTS)
+_EMIT: Final = Script.load("webhook_emit", 1, BEHIND)
+_FIRE: Final = Script.load("webhook_fire", 1, BEHIND)
+_CLAIM: Final = Script.load("webhook_claim", 4, BEHIND)
+_SETTLE: Final = Script.load("webhook_settle", 4, BEHIND)
 
 # Events and bytes of one call; a single event may be longer.
 _BATCH_EVENTS: Final = 100
@@ -98,7 +96,7 @@ class Batch:
 class RedisWebhooks:
     """The queues of every app; implements `gateway.webhooks.Webhooks`.
 
-    Nothing but `emit` and `hook` is called by who has something to tell.
+    Whoever has something to tell calls `emit`, or gives `hook` to the script that records it.
     """
 
     __slots__ = ("_app", "_commands", "_prefix", "_timing")
@@ -255,8 +253,3 @@ class RedisWebhooks:
         found = (one for one in endpoints(app) if one.digest == digest)
         endpoint = next(found, None)
         return None if endpoint is None else (app, endpoint)
-
-
-def fact_text(app_id: str, event: str, channel: str, user_id: str = "") -> str:
-    """The end that `event` takes back, as the scripts know it."""
-    return f"{app_id} {END_OF[event]} {channel} {user_id}"

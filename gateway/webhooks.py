@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 # What comes takes back the end of the same name.
 END_OF: Final = {"channel_occupied": "channel_vacated", "member_added": "member_removed"}
 
+# The functions of the scripts that record what webhooks tell of.
+BEHIND: Final = ("webhook_facts",)
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -48,7 +51,7 @@ class Endpoint(NamedTuple):
 
 
 class Webhooks(Protocol):
-    """Where events that nothing takes back are handed in."""
+    """Where whatever happens is handed in."""
 
     def emit(self, app: App, event: Mapping[str, object]) -> None:
         """Records an event, if the app wants to hear of it; never waits and never fails.
@@ -58,12 +61,20 @@ class Webhooks(Protocol):
             event: As the backend gets it, its type under `name`.
         """
 
+    def hook(self, app_id: str, event: str) -> bytes:
+        """What a script is given that may see `event` or its end happen; empty: nobody asks."""
+
 
 class NoWebhooks:
     """Tells nobody anything: for nodes without a queue."""
 
     def emit(self, app: App, event: Mapping[str, object]) -> None:
         """See `Webhooks`."""
+
+    def hook(self, app_id: str, event: str) -> bytes:
+        """See `Webhooks`."""
+        del app_id, event
+        return b""
 
 
 def endpoints(app: App) -> tuple[Endpoint, ...]:
@@ -120,3 +131,8 @@ def event_bytes(name: str, channel: str, user_id: str | None = None) -> bytes:
     if user_id is not None:
         told["user_id"] = user_id
     return _encode(told)
+
+
+def fact_text(app_id: str, event: str, channel: str, user_id: str = "") -> str:
+    """The end that `event` takes back, as the scripts know it."""
+    return f"{app_id} {END_OF[event]} {channel} {user_id}"

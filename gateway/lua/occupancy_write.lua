@@ -94,8 +94,8 @@ for index = 8, #ARGV, 5 do
       redis.call('PUBLISH', target, last)
     end
   end
-  if ARGV[7] ~= '' and not quiet then
-    -- A channel's name has no letter that JSON would escape.
+  -- A channel's name has no letter that JSON would escape; '#' are the users' own.
+  if ARGV[7] ~= '' and not quiet and string.sub(name, 1, 1) ~= '#' then
     if before == 0 and sum > 0 then
       local event = '{"name":"channel_occupied","channel":"' .. name .. '"}'
       hook_came(ARGV[7], ARGV[1] .. ' channel_vacated ' .. name .. ' ', event)

@@ -1,0 +1,422 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import json
+import secrets
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis.asyncio
+
+from gateway.apps import App, Apps, Webhook
+from gateway.redis_broker import RedisBroker
+from gateway.redis_webhooks import HookTiming, RedisWebhooks
+from gateway.telemetry import Telemetry
+from gateway.webhook_sender import WebhookSender
+from persistence.clock import Clock
+from tests.gateway.harness import PATIENCE_S, until
+from tests.gateway.receiver import Receiver, receiving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+TIMING = HookTiming(delay_s=0.05, give_up_s=60, claim_s=5, retry_first_s=0.02, retry_most_s=0.05)
+EVERY = ("client_event", "cache_miss", "subscription_count")
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving() as running:
+        yield running
+
+
+class Cluster:
+    """Nodes that share the queues of some apps."""
+
+    def __init__(self, stack: contextlib.AsyncExitStack, url: str, prefix: str, *apps: App) -> None:
+        self._stack = stack
+        self._url = url
+        self.prefix = prefix
+        self.apps = Apps(apps)
+        self.app = apps[0]
+
+    async def node(
+        self, timing: HookTiming = TIMING, timeout_s: float = 5.0, *, sends: bool = True
+    ) -> Node:
+        """One more node."""
+        broker = RedisBroker(self._url, self.prefix, f"n{secrets.token_hex(3)}", 1.0)
+        await broker.start(lambda *_: None, lambda _: None, lambda: None)
+        self._stack.push_async_callback(broker.stop)
+        webhooks = RedisWebhooks(broker.commands, self.prefix, self.apps.by_id, timing)
+        node = Node(
+            webhooks, WebhookSender(webhooks, Clock(), telemetry := Telemetry(), timeout_s, 0.01)
+        )
+        node.telemetry = telemetry
+        self._stack.push_async_callback(node.sender.stop)
+        if sends:
+            node.sender.start()
+        return node
+
+    async def queue_lengths(self) -> list[int]:
+        async with redis.asyncio.Redis.from_url(self._url) as admin:
+            streams = [key async for key in admin.scan_iter(f"{self.prefix}:*", _type="stream")]
+            return [await admin.xlen(key) for key in streams]
+
+    async def left(self) -> list[str]:
+        """The names that webhooks have left in Redis."""
+        async with redis.asyncio.Redis.from_url(self._url) as admin:
+            return sorted(key.decode() for key in await admin.keys(f"{self.prefix}:*hooks*"))
+
+
+class Node:
+    telemetry: Telemetry
+
+    def __init__(self, webhooks: RedisWebhooks, sender: WebhookSender) -> None:
+        self.webhooks = webhooks
+        self.sender = sender
+
+    def count(self, name: str, app_id: str = "1") -> float:
+        value = self.telemetry.registry.get_sample_value(f"duet_{name}_total", {"app": app_id})
+        return value or 0.0
+
+    def tell(self, app: App, number: int, **more: Any) -> None:
+        self.webhooks.emit(
+            app, {"name": "subscription_count", "channel": "c", "subscription_count": number} | more
+        )
+
+
+def app_with(*hooks: Webhook, app_id: str = "1", **fields: Any) -> App:
+    return App(id=app_id, key=f"key-{app_id}", secret=f"secret-{app_id}", webhooks=hooks, **fields)
+
+
+@contextlib.asynccontextmanager
+async def clustered(url: str, *apps: App) -> AsyncIterator[Cluster]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield Cluster(stack, url, f"test-{secrets.token_hex(6)}", *apps)
+
+
+@pytest.fixture
+async def cluster(redis_url: str, receiver: Receiver) -> AsyncIterator[Cluster]:
+    """One app with one endpoint that hears of everything."""
+    async with clustered(redis_url, app_with(Webhook(url=receiver.url(), events=EVERY))) as running:
+        yield running
+
+
+def numbers(receiver: Receiver) -> list[int]:
+    return [event["subscription_count"] for event in receiver.events()]
+
+
+@pytest.mark.pusher("2.3", "webhooks are POSTed as exactly application/json, signed over the body")
+async def test_a_call_is_signed_with_the_apps_secret(cluster: Cluster, receiver: Receiver) -> None:
+    node = await cluster.node()
+
+    node.tell(cluster.app, 1)
+    await receiver.until_events(1)
+
+    [told] = receiver.told
+    assert told.headers["content-type"] == "application/json"
+    assert told.headers["x-pusher-key"] == "key-1"
+    digest = hmac.new(b"secret-1", told.body, hashlib.sha256).hexdigest()
+    assert told.headers["x-pusher-signature"] == digest
+    document = json.loads(told.body)
+    assert document["events"] == [
+        {"name": "subscription_count", "channel": "c", "subscription_count": 1}
+    ]
+    assert abs(document["time_ms"] - Clock().now().timestamp() * 1000) < 60_000
+
+
+@pytest.mark.pusher("2.3", "many events of an endpoint are one POST")
+async def test_events_that_wait_are_one_call_in_order(cluster: Cluster, receiver: Receiver) -> None:
+    node = await cluster.node()
+    receiver.gate = asyncio.Event()
+    node.tell(cluster.app, 0)
+    await receiver.until(lambda: receiver.waiting)
+    for number in range(1, 80):
+        node.tell(cluster.app, number)
+
+    gate, receiver.gate = receiver.gate, None
+    gate.set()
+    await receiver.until_events(80)
+
+    assert numbers(receiver) == list(range(80))
+    assert len(receiver.told) == 2
+
+
+async def test_a_batch_is_bounded(cluster: Cluster, receiver: Receiver) -> None:
+    silent = await cluster.node(sends=False)
+    for number in range(60):
+        silent.tell(cluster.app, number, padding="x" * 10_000)
+    for number in range(60, 260):
+        silent.tell(cluster.app, number)
+
+    await cluster.node()
+    await receiver.until_events(260)
+
+    assert numbers(receiver) == list(range(260))
+    assert max(len(told.body) for told in receiver.told) < 300_000
+    assert max(len(told.events) for told in receiver.told) == 100
+
+
+@pytest.mark.pusher("2.3", "each endpoint gets the events that it asks for, and no app another's")
+async def test_endpoints_hear_of_what_they_ask_for_and_apps_of_their_own(
+    redis_url: str, receiver: Receiver
+) -> None:
+    one = app_with(
+        Webhook(url=receiver.url("/counts"), events=("subscription_count",)),
+        Webhook(url=receiver.url("/rest"), events=("client_event",)),
+        Webhook(url=receiver.url("/rest"), events=("cache_miss",)),
+    )
+    two = app_with(Webhook(url=receiver.url("/two"), events=EVERY), app_id="2")
+    async with clustered(redis_url, one, two) as cluster:
+        node = await cluster.node()
+        node.tell(one, 1)
+        node.webhooks.emit(one, {"name": "client_event", "channel": "c"})
+        node.webhooks.emit(one, {"name": "cache_miss", "channel": "cache-c"})
+        node.tell(two, 2)
+
+        await receiver.until_events(4)
+
+    assert receiver.names("/counts") == ["subscription_count"]
+    assert receiver.names("/rest") == ["client_event", "cache_miss"]
+    assert receiver.events("/two") == [
+        {"name": "subscription_count", "channel": "c", "subscription_count": 2}
+    ]
+    assert {told.headers["x-pusher-key"] for told in receiver.told if told.path == "/two"} == {
+        "key-2"
+    }
+
+
+@pytest.mark.pusher("2.3", "an answer other than 2xx is tried again, with backoff")
+async def test_what_is_not_taken_is_sent_again_in_order(
+    cluster: Cluster, receiver: Receiver
+) -> None:
+    receiver.answers.extend([500, 302, 404, 429])
+    node = await cluster.node()
+
+    node.tell(cluster.app, 1)
+    await receiver.until(lambda: len(receiver.told) == 2)
+    node.tell(cluster.app, 2)
+    await receiver.until_events(2)
+    await until(lambda: node.count("webhook_events_sent") == 2)
+
+    assert numbers(receiver) == [1, 2]
+    assert [told.status for told in receiver.told] == [500, 302, 404, 429, 200]
+    assert node.count("webhook_calls_failed") == 4
+    assert node.count("webhook_events_given_up") == 0
+
+
+async def test_the_waits_between_attempts_double_up_to_a_bound(
+    cluster: Cluster, receiver: Receiver
+) -> None:
+    timing = replace(TIMING, retry_first_s=1.0, retry_most_s=60.0)
+    node = await cluster.node(timing, sends=False)
+    node.tell(cluster.app, 1)
+    waits = []
+    async with redis.asyncio.Redis.from_url(cluster._url) as admin:
+        key = f"{cluster.prefix}:hooks:due"
+        for _ in range(9):
+            [claim] = await node.webhooks.claim(10)
+            seconds, microseconds = await admin.time()
+            assert await node.webhooks.failed(claim) == 0
+            due_ms = await admin.zscore(key, claim.queue) or 0.0
+            waits.append(due_ms / 1000 - seconds - microseconds / 1e6)
+            await admin.zadd(key, {claim.queue: 0})
+
+    assert [round(wait_s) for wait_s in waits] == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert receiver.told == []
+
+
+async def test_an_endpoint_that_does_not_answer_in_time_is_asked_again(
+    cluster: Cluster, receiver: Receiver
+) -> None:
+    receiver.gate = asyncio.Event()
+    node = await cluster.node(timeout_s=0.1)
+    node.tell(cluster.app, 1)
+
+    await until(lambda: node.count("webhook_calls_failed") >= 2)
+    gate, receiver.gate = receiver.gate, None
+    gate.set()
+    await until(lambda: node.count("webhook_events_sent") == 1)
+
+    assert set(numbers(receiver)) == {1}
+
+
+async def test_an_endpoint_that_nobody_listens_at_is_told_when_it_is_back(
+    cluster: Cluster, redis_url: str
+) -> None:
+    async with receiving() as gone:
+        url = gone.url()
+    app = app_with(Webhook(url=url, events=EVERY))
+    async with clustered(redis_url, app) as others:
+        node = await others.node()
+        node.tell(app, 1)
+        await until(lambda: node.count("webhook_calls_failed") >= 2)
+
+        assert await others.queue_lengths() == [1]
+        assert node.count("webhook_events_sent") == 0
+
+
+async def test_a_slow_endpoint_holds_up_no_other(redis_url: str, receiver: Receiver) -> None:
+    async with receiving() as other:
+        slow = app_with(Webhook(url=receiver.url(), events=EVERY))
+        quick = app_with(Webhook(url=other.url(), events=EVERY), app_id="2")
+        receiver.gate = asyncio.Event()
+        async with clustered(redis_url, slow, quick) as cluster:
+            node = await cluster.node()
+            node.tell(slow, 1)
+            await receiver.until(lambda: receiver.waiting)
+            for number in range(3):
+                node.tell(quick, number)
+                await other.until_events(number + 1)
+
+            assert receiver.told == []
+            receiver.gate.set()
+            await receiver.until_events(1)
+
+
+@pytest.mark.pusher("2.3", "an event is given up five minutes after it happened")
+async def test_what_is_too_old_is_given_up_when_a_call_with_it_fails(
+    cluster: Cluster, receiver: Receiver
+) -> None:
+    receiver.status = 503
+    node = await cluster.node(replace(TIMING, give_up_s=0.2))
+    node.tell(cluster.app, 1)
+    node.tell(cluster.app, 2)
+    await until(lambda: node.count("webhook_events_given_up") == 2)
+
+    receiver.status = 200
+    node.tell(cluster.app, 3)
+    await receiver.until_events(1)
+
+    assert numbers(receiver) == [3]
+    await until(lambda: node.count("webhook_events_sent") == 1)
+
+
+async def test_what_waited_while_no_node_ran_is_tried_however_old_it_is(
+    cluster: Cluster, receiver: Receiver
+) -> None:
+    timing = replace(TIMING, give_up_s=0.001)
+    silent = await cluster.node(timing, sends=False)
+    silent.tell(cluster.app, 1)
+    await until_queued(cluster, 1)
+    await asyncio.sleep(0.01)
+
+    await cluster.node(timing)
+    await receiver.until_events(1)
+
+    assert numbers(receiver) == [1]
+
+
+@pytest.mark.pusher("2.3", "another node sends what a killed one was sending")
+async def test_a_killed_nodes_batch_is_taken_over(cluster: Cluster, receiver: Receiver) -> None:
+    timing = replace(TIMING, claim_s=0.3)
+    killed = await cluster.node(timing, sends=False)
+    killed.tell(cluster.app, 1)
+    await until_queued(cluster, 1)
+    [claim] = await killed.webhooks.claim(10)
+    assert await killed.webhooks.read(claim) is not None
+
+    survivor = await cluster.node(timing)
+    await until(lambda: survivor.count("webhook_events_sent") == 1)
+
+    assert numbers(receiver) == [1]
+
+
+async def test_who_was_away_for_longer_than_its_claim_settles_nothing(
+    cluster: Cluster, receiver: Receiver
+) -> None:
+    timing = replace(TIMING, claim_s=0.05)
+    away = await cluster.node(timing, sends=False)
+    other = await cluster.node(replace(TIMING, claim_s=60), sends=False)
+    away.tell(cluster.app, 1)
+    await until_queued(cluster, 1)
+    [late] = await away.webhooks.claim(10)
+    batch = await away.webhooks.read(late)
+    assert batch is not None
+    claims: list[Any] = []
+    async with asyncio.timeout(PATIENCE_S):
+        while not claims:
+            claims = await other.webhooks.claim(10)
+    away.tell(cluster.app, 2)
+
+    assert not await away.webhooks.sent(late, batch)
+    assert await away.webhooks.failed(late) == 0
+
+    both = await other.webhooks.read(claims[0])
+    assert both is not None
+    assert len(both.events) == 2
+    assert await other.webhooks.sent(claims[0], both)
+    assert await cluster.left() == []
+
+
+async def test_many_nodes_send_each_event_once_and_in_order(
+    cluster: Cluster, receiver: Receiver
+) -> None:
+    nodes = [await cluster.node() for _ in range(4)]
+
+    for number in range(200):
+        nodes[0].tell(cluster.app, number)
+        if number % 20 == 0:
+            await receiver.until_events(number + 1)
+    await receiver.until_events(200)
+
+    assert numbers(receiver) == list(range(200))
+    await until(lambda: sum(node.count("webhook_events_sent") for node in nodes) == 200)
+
+
+@pytest.mark.pusher("2.3", "cache_miss is told once, not for each subscriber")
+async def test_a_cache_miss_is_told_once_for_all_who_missed(
+    cluster: Cluster, receiver: Receiver
+) -> None:
+    one, two = await cluster.node(sends=False), await cluster.node(sends=False)
+    for node in (one, two, one):
+        node.webhooks.emit(cluster.app, {"name": "cache_miss", "channel": "cache-a"})
+    one.webhooks.emit(cluster.app, {"name": "cache_miss", "channel": "cache-b"})
+    await until_queued(cluster, 2)
+
+    await cluster.node()
+    await receiver.until_events(2)
+
+    assert sorted(event["channel"] for event in receiver.events()) == ["cache-a", "cache-b"]
+
+
+async def test_an_endpoint_that_was_taken_out_of_the_apps_is_not_called(
+    cluster: Cluster, receiver: Receiver
+) -> None:
+    node = await cluster.node(sends=False)
+    node.tell(cluster.app, 1)
+    await until_queued(cluster, 1)
+    cluster.apps = Apps([App(id="1", key="key-1", secret="secret-1")])
+
+    without = await cluster.node(sends=False)
+
+    assert await without.webhooks.claim(10) == []
+    assert receiver.told == []
+
+
+async def test_a_stopping_node_ends_the_calls_under_way(
+    cluster: Cluster, receiver: Receiver
+) -> None:
+    receiver.gate = asyncio.Event()
+    node = await cluster.node()
+    node.tell(cluster.app, 1)
+    await receiver.until(lambda: receiver.waiting)
+
+    stopping = asyncio.create_task(node.sender.stop())
+    receiver.gate.set()
+    await stopping
+
+    assert numbers(receiver) == [1]
+    assert node.count("webhook_events_sent") == 1
+    assert await cluster.left() == []
+
+
+async def until_queued(cluster: Cluster, count: int) -> None:
+    """Waits until as many events are in the queues."""
+    async with asyncio.timeout(PATIENCE_S):
+        while sum(await cluster.queue_lengths()) < count:  # noqa: ASYNC110  Redis tells nobody
+            await asyncio.sleep(0.005)
