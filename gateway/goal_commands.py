@@ -16,7 +16,7 @@ from gateway.broker import BrokerUnavailable
 from gateway.commands import Agree, Disagree, Finish, Invite, Reply, Start, Withdraw
 from gateway.errors import ERRORS, CommandError, ErrorCode
 from gateway.passes import pass_of, signed
-from persistence.errors import StoreOverloaded, StoreUnavailable
+from persistence.errors import StoreDamaged, StoreOverloaded, StoreUnavailable
 from persistence.faults import Step, reached
 from persistence.intents import Done, Intent, Refused, Terms
 from persistence.views import goal_view, session_view
@@ -92,6 +92,9 @@ class GoalCommands:
             answer = await self._goals.execute(intent)
         except StoreOverloaded:
             return Reply(intent.request_id, None, CommandError.of(ErrorCode.OVERLOADED))
+        except StoreDamaged as error:
+            _log.error("books_damaged", command=intent.command, goal=intent.goal_id, why=str(error))
+            return Reply(intent.request_id, None, CommandError.of(ErrorCode.INTERNAL))
         except StoreUnavailable as error:
             _log.warning("command_unavailable", command=intent.command, why=str(error))
             return Reply(intent.request_id, None, CommandError.of(ErrorCode.UNAVAILABLE))

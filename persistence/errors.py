@@ -3,7 +3,8 @@
 StoreError
 ├── StoreUnavailable   MongoDB can't be reached or does not answer in time; ask again
 │   └── EscrowUnavailable   the platform's payment service does not; ask again
-└── StoreOverloaded    too many commands wait for the database already; ask again
+├── StoreOverloaded    too many commands wait for the database already; ask again
+└── StoreDamaged       the documents contradict each other; asking again is no use
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ class EscrowUnavailable(StoreUnavailable):
 
 class StoreOverloaded(StoreError):
     """The queue in front of the database is full."""
+
+
+class StoreDamaged(StoreError):
+    """What is in the database contradicts itself, such as a ledger entry that is there already."""
 
 
 class Conflict(Exception):

@@ -19,7 +19,7 @@ from persistence.documents import (
     Pair,
     Session,
 )
-from persistence.errors import Conflict, EscrowUnavailable, StoreUnavailable
+from persistence.errors import Conflict, EscrowUnavailable, StoreDamaged, StoreUnavailable
 from persistence.escrow_port import SERVICE, Verdict
 from persistence.faults import Step, reached
 from persistence.goal_writes import (
@@ -185,6 +185,8 @@ class Goals:
                     if answer is not None:
                         return answer
                     taken = _another_show(error)
+                    if not taken:
+                        raise _damaged(error) from error
 
     async def _commit(
         self, intent: Intent, goal: Goal, session: Session, decision: Decision, now: datetime
@@ -397,10 +399,11 @@ class Goals:
                     return await self._commit_invitation(intent, weighed, hold)
                 except Conflict:
                     continue
-                except DuplicateKeyError:
+                except DuplicateKeyError as error:
                     answer = await self._requests.answer_of(intent)
-                    if answer is not None:
-                        return answer
+                    if answer is None:
+                        raise _damaged(error) from error
+                    return answer
 
     async def _weigh(self, intent: Intent, goal_id: ObjectId) -> _Weighed | Refused:
         """Decides an invitation on the Session as it is now; writes nothing."""
@@ -503,6 +506,11 @@ class Goals:
 def _another_show(error: DuplicateKeyError) -> bool:
     """Whether it was the index `one_show_per_session` that refused a write."""
     return "conditions.session_id" in (error.details or {}).get("keyPattern", {})
+
+
+def _damaged(error: DuplicateKeyError) -> StoreDamaged:
+    """A key that no command may meet twice is there already: somebody has to look."""
+    return StoreDamaged(str(error).partition(", full error")[0])
 
 
 def object_id(text: str) -> ObjectId | None:

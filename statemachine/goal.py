@@ -305,7 +305,7 @@ def decide(
     if refused is None:
         refused = _refuse_state(goal, command)
     if refused is None:
-        refused = _refuse_time(goal, command, now) or _refuse_session(goal, command)
+        refused = _refuse_time(goal, command, now, limits) or _refuse_session(goal, command)
     if refused is None and command.name is CommandName.INVITE:
         refused = _refuse_terms(goal, limits)
     if refused is not None:
@@ -365,9 +365,18 @@ def _refuse_state(goal: GoalFacts, command: Command) -> Rejection | None:
     return Rejection(code, f"This goal {text}{because}.", goal.state)
 
 
-def _refuse_time(goal: GoalFacts, command: Command, now: datetime) -> Rejection | None:
-    """Refuses an agreement that comes too late and a timer that comes too early."""
+def _refuse_time(
+    goal: GoalFacts, command: Command, now: datetime, limits: Limits
+) -> Rejection | None:
+    """Refuses an agreement or a start that comes too late and a timer that comes too early."""
     match command.name:
+        case CommandName.START if goal.viewer_nbf is not None:
+            length_s = show_duration_s(goal.prepaid_duration_s, limits)
+            if now >= goal.viewer_nbf + timedelta(seconds=length_s):
+                # The viewer would pay for a show that is over when it starts.
+                return Rejection(
+                    RejectionCode.GOAL_EXPIRED, "The time of this show is over.", goal.state
+                )
         case CommandName.AGREE if now >= goal.expires_at:
             return Rejection(RejectionCode.GOAL_EXPIRED, "This invitation has expired.", goal.state)
         case CommandName.EXPIRE if now < goal.expires_at:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from bson import ObjectId
 
+from persistence.errors import StoreDamaged
 from persistence.goals import object_id
 from persistence.intents import Done, Refused
 from statemachine.goal import CommandName, Role
@@ -744,3 +745,13 @@ def test_an_id_is_24_hex_digits_and_nothing_else() -> None:
     assert object_id("a" * 24) == ObjectId("a" * 24)
     for text in ("", "a" * 23, "a" * 25, "g" * 24, "abcdefghijkl"):
         assert object_id(text) is None
+
+
+async def test_books_that_contradict_themselves_are_one_loud_error(world: World) -> None:
+    goal_id = await world.invited(await world.session())
+    world.raw["escrow"].insert_one({"_id": f"{goal_id}:close"})
+
+    with pytest.raises(StoreDamaged, match="close"):
+        await world.ask(CommandName.DISAGREE, goal_id)
+
+    assert world.goal_row(goal_id)["state"] == "invited"

@@ -249,6 +249,16 @@ def test_the_timer_waits_for_its_deadline_and_not_a_millisecond_more(
     assert decided(goal, name, Role.TIMER).target is GoalState.ENDED
 
 
+def test_a_show_whose_time_is_over_cant_be_started() -> None:
+    goal = facts(GoalState.AGREED, prepaid_duration_s=1, viewer_nbf=NOW)
+    over = timedelta(seconds=60 + 1)
+
+    rejection = refused(goal, CommandName.START, Role.STREAMER, over)
+
+    assert rejection.code is RejectionCode.GOAL_EXPIRED
+    decided(goal, CommandName.START, Role.STREAMER, over - MILLISECOND)
+
+
 @pytest.mark.parametrize("role", [Role.STREAMER, Role.VIEWER])
 def test_people_may_finish_a_show_before_its_time(role: Role) -> None:
     goal = facts(GoalState.LIVE, due_at=NOW + timedelta(seconds=90))
