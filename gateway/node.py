@@ -21,6 +21,7 @@ from gateway.live_streams import LiveStreams
 from gateway.protocol import Limits, PusherProtocol
 from gateway.subscribing import Subscribing
 from gateway.tasks import Tasks
+from gateway.webhooks import NoWebhooks
 from gateway.wheel import Wheel
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from gateway.presence import Presence
     from gateway.settings import Settings
     from gateway.telemetry import Telemetry
+    from gateway.webhooks import Webhooks
     from persistence.clock import Clock
 
 __all__ = ["BrokerUnavailable", "CommandPort", "Node", "Publication", "new_node_id"]
@@ -88,6 +90,7 @@ class Node:
 
     Attributes:
         commands: Set once, before sockets arrive, when the commands themselves need the node.
+        webhooks: Who is told of client events; set once, too.
         ready: Between `start` and the beginning of the drain.
         draining: New sockets are sent elsewhere.
     """
@@ -109,6 +112,7 @@ class Node:
         self.clock = clock
         self.auth = auth
         self.commands = commands
+        self.webhooks: Webhooks = NoWebhooks()
         self.telemetry = telemetry
         self.limits = Limits.of(settings)
         self.hub = Hub()
@@ -229,7 +233,7 @@ class Node:
         number = secrets.randbits(60)
         socket_id = f"{number >> 30}.{number & 0x3FFFFFFF}"
         self._by_socket_id[socket_id] = connection
-        self._per_app[app.id] = self._per_app.get(app.id, 0) + 1
+        self._count(app, 1)
         return PusherProtocol(app, socket_id, self.limits, self.hub.attach(connection))
 
     def detach(self, connection: NodeConnection) -> None:
@@ -239,7 +243,15 @@ class Node:
         self.subscribing.end_all(connection)
         pusher = connection.pusher
         del self._by_socket_id[pusher.socket_id]
-        self._per_app[pusher.app.id] -= 1
+        self._count(pusher.app, -1)
+
+    def _count(self, app: App, change: int) -> None:
+        count = self._per_app[app.id] = self._per_app.get(app.id, 0) + change
+        self.telemetry.app_connections.labels(app.id).set(count)
+
+    def connections(self) -> list[NodeConnection]:
+        """All connections, as they are now."""
+        return list(self._by_socket_id.values())
 
     def gone(self, connection: NodeConnection) -> None:
         """Forgets a socket whose transport is closed."""
@@ -338,7 +350,7 @@ class Node:
         await self.send_control(_TERMINATE_USER, app=app_id, user=user_id)
 
     def _terminate_here(self, data: dict[str, str]) -> None:
-        for connection in list(self._by_socket_id.values()):
+        for connection in self.connections():
             pusher = connection.pusher
             identity = pusher.identity
             if pusher.app.id == data["app"] and identity and identity.user_id == data["user"]:

@@ -6,7 +6,7 @@ facts themselves; `appendonly yes` keeps both (`docs/operations.md`).
 
 Names, behind the prefix: `{app}:hooks:{endpoint}` (events in order), `hooks:due` (queue -> when it
 may be sent), `hooks:claims` (queue -> who sends it), `hooks:failures` (queue -> in a row),
-`hooks:leaving` (ends that wait for a return), `{app}:hooks:missed:{channel}` (a miss was told).
+`hooks:leaving` (ends that wait for a return).
 
 Source: `gateway.webhooks`.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gateway.apps import App
     from gateway.redis_commands import RedisCommands
 
-_EMIT: Final = Script.load("webhook_emit", 1, BEHIND)
+_EMIT: Final = Script.load("webhook_emit", 0, BEHIND)
 _FIRE: Final = Script.load("webhook_fire", 1, BEHIND)
 _CLAIM: Final = Script.load("webhook_claim", 4, BEHIND)
 _SETTLE: Final = Script.load("webhook_settle", 4, BEHIND)
@@ -40,8 +40,6 @@ _SETTLE: Final = Script.load("webhook_settle", 4, BEHIND)
 _BATCH_EVENTS: Final = 100
 _BATCH_BYTES: Final = 262_144
 _FACTS_AT_ONCE: Final = 200
-# A second miss in this time tells the backend nothing new.
-_MISS_QUIET_S: Final = 10.0
 
 _encode = msgspec.json.Encoder().encode
 
@@ -146,10 +144,7 @@ class RedisWebhooks:
         name = str(event["name"])
         if not any(name in endpoint.events for endpoint in endpoints(app)):
             return
-        quiet_ms = int(_MISS_QUIET_S * 1000) if name == "cache_miss" else 0
-        known_by = f"{self._prefix}:{app.id}:hooks:missed:{event['channel']}"
-        call = _EMIT.call(known_by, self._hook(app, name), _encode(event), quiet_ms)
-        self._commands.post(call)
+        self._commands.post(_EMIT.call(self._hook(app, name), _encode(event)))
 
     # Sending
 

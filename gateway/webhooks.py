@@ -104,24 +104,35 @@ def signed_call(app: App, events: Sequence[bytes], now_ms: int) -> tuple[bytes, 
     }
 
 
-def client_event(
-    channel: str, event: str, data: bytes, socket_id: str, user_id: str | None
-) -> dict[str, object]:
-    """The event of a relayed client event.
+class _Relayed(msgspec.Struct):
+    """The body of a relayed client event."""
+
+    event: str
+    channel: str
+    data: msgspec.Raw
+    user_id: str | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode_relayed = msgspec.json.Decoder(_Relayed).decode
+
+
+def client_event(body: bytes, socket_id: str) -> dict[str, object]:
+    """What is told of a client event that was relayed as `body`.
 
     Its `data` is always a string, as in a publication: the text itself when the client sent text,
     else its JSON. Typed libraries read nothing else.
     """
-    text = msgspec.json.decode(data) if data[:1] == b'"' else data.decode()
+    relayed = _decode_relayed(body)
+    data = bytes(relayed.data)
     told: dict[str, object] = {
         "name": "client_event",
-        "channel": channel,
-        "event": event,
-        "data": text,
+        "channel": relayed.channel,
+        "event": relayed.event,
+        "data": msgspec.json.decode(data) if data[:1] == b'"' else data.decode(),
         "socket_id": socket_id,
     }
-    if user_id is not None:
-        told["user_id"] = user_id
+    if relayed.user_id is not msgspec.UNSET:
+        told["user_id"] = relayed.user_id
     return told
 
 

@@ -22,9 +22,11 @@ from gateway.redis_lease import RedisLease
 from gateway.redis_once import PublishOnce
 from gateway.redis_passes import PassCache
 from gateway.redis_presence import RedisPresence
+from gateway.redis_webhooks import HookTiming, RedisWebhooks
 from gateway.settings import SettingsError
 from gateway.telemetry import Telemetry
 from gateway.token_keys import authorizer_of
+from gateway.webhook_sender import WebhookSender
 from persistence.clock import Clock
 from persistence.deadlines import Deadlines
 from persistence.errors import StoreUnavailable
@@ -138,7 +140,7 @@ async def open_parts(
     registry = registry or _receivers(settings)
     authorizer = _authorizer(settings)
     stack.push_async_callback(authorizer.close)
-    redis = _redis_parts(settings)
+    redis = _redis_parts(settings, apps)
     stack.push_async_callback(redis.client.aclose)
     store = await open_store(settings, clock)
     stack.push_async_callback(store.close)
@@ -171,8 +173,14 @@ async def open_parts(
         room_pass_s=settings.room_pass_s,
     )
     node.commands = commands
+    node.webhooks = redis.webhooks
     await node.start()
     stack.push_async_callback(node.stop, settings.drain_s)
+    sender = WebhookSender(
+        redis.webhooks, clock, telemetry, settings.webhook_timeout_s, settings.poll_interval_s
+    )
+    sender.start()
+    stack.push_async_callback(sender.stop)
     stack.push_async_callback(publisher.stop_loops)
     await deliverer.start()
     publisher.spawn(
@@ -236,9 +244,10 @@ class _RedisParts(NamedTuple):
     presence: RedisPresence
     passes: PassCache
     once: PublishOnce
+    webhooks: RedisWebhooks
 
 
-def _redis_parts(settings: Settings) -> _RedisParts:
+def _redis_parts(settings: Settings, apps: Apps) -> _RedisParts:
     """Built, not yet connected: they begin to try when the node starts.
 
     Raises:
@@ -253,9 +262,19 @@ def _redis_parts(settings: Settings) -> _RedisParts:
     except ValueError as error:
         raise StartError(f"DUET_REDIS_URL: {error}") from None
     lease = RedisLease(broker.commands, prefix, node_id, settings.node_lease_s)
-    presence = RedisPresence(broker.commands, prefix, lease, settings.presence_max_members)
+    hooks = RedisWebhooks(broker.commands, prefix, apps.by_id, _hook_timing(settings))
+    presence = RedisPresence(broker.commands, prefix, lease, settings.presence_max_members, hooks)
     passes = PassCache(client, prefix, _VIEW_TTL_S)
-    return _RedisParts(client, broker, presence, passes, PublishOnce(broker, prefix))
+    return _RedisParts(client, broker, presence, passes, PublishOnce(broker, prefix), hooks)
+
+
+def _hook_timing(settings: Settings) -> HookTiming:
+    return HookTiming(
+        delay_s=settings.webhook_delay_s,
+        give_up_s=settings.webhook_give_up_s,
+        # A call, reading before it, noting behind it; then the node that made it is dead.
+        claim_s=settings.webhook_timeout_s + 3 * settings.redis_timeout_s,
+    )
 
 
 async def open_store(settings: Settings, clock: Clock) -> Store:

@@ -216,7 +216,7 @@ class TestWhoMayPublish:
         answer = await caller.post(b"{}", secret="another")
 
         assert answer.status_code == 401
-        assert answer.text == "auth_signature doesn't match this call\n"
+        assert answer.text == "auth_key and auth_signature don't match this call\n"
 
     async def test_a_call_from_another_time_is_refused(self, caller: Caller) -> None:
         assert (await caller.post(b"{}", auth_timestamp="1353088179")).status_code == 401
