@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bson import ObjectId
 from bson.errors import InvalidId
 from pymongo import ReturnDocument, UpdateOne
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from persistence.documents import (
     EXCLUSIVE_GOAL,
@@ -54,6 +54,9 @@ if TYPE_CHECKING:
     from statemachine.receivers import Effect, Registry
 
 _NO_SESSION = Refused("unknown_session", "There is no such session.")
+# MongoDB's code of a key that is there already.
+_DUPLICATE = 11000
+
 OPEN_STATES = [state.value for state in GoalState if state not in (GoalState.NONE, GoalState.ENDED)]
 
 
@@ -204,7 +207,7 @@ class Goals:
                 if session_write.cleans_up:
                     deliveries += await self._supersede_others(session, now)
             if write.ledger:
-                await self._store.escrow.insert_many(write.ledger)
+                await self._post(write.ledger)
             if write.calls:
                 await self._store.escrow_calls.insert_many(write.calls)
             await self._apply_to_show(write.after, session, decision, effects, now)
@@ -347,7 +350,7 @@ class Goals:
             if written.matched_count != len(updates):
                 raise Conflict
             reached(Step.IN_TRANSACTION, command)
-            await self._store.escrow.insert_many(ledger)
+            await self._post(ledger)
             if calls:
                 await self._store.escrow_calls.insert_many(calls)
         return deliveries, effects
@@ -481,7 +484,7 @@ class Goals:
                 raise Conflict
             reached(Step.IN_TRANSACTION, intent.command)
             await self._store.goals.insert_one(row)
-            await self._store.escrow.insert_many(self.writer.ledger_rows(standing, decision, now))
+            await self._post(self.writer.ledger_rows(standing, decision, now))
             if hold is not None and self.holds is not None:
                 await self.holds.stands(hold)
             await self._requests.remember(intent, done, now)
@@ -491,6 +494,19 @@ class Goals:
         reached(Step.AFTER_COMMIT, intent.command)
         deliveries = (Delivery(goal_id, tuple(entries)),) if entries else ()
         return Done(done.goal, done.session_id, deliveries)
+
+    async def _post(self, rows: list[Row]) -> None:
+        """Writes postings into the ledger.
+
+        Raises:
+            StoreDamaged: one is there already, although its goal says that it can't be.
+        """
+        try:
+            await self._store.escrow.insert_many(rows)
+        except BulkWriteError as error:
+            if any(each["code"] == _DUPLICATE for each in error.details["writeErrors"]):
+                raise StoreDamaged(f"the ledger has this posting already: {error}") from error
+            raise
 
     async def _session(self, session_id: ObjectId) -> Session | None:
         row = await self._store.sessions.find_one({"_id": session_id})
