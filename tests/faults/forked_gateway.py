@@ -85,14 +85,22 @@ class Plan:
 
 
 class Hook:
-    """Counts and, at its point, ends the process as `kill -9` does."""
+    """Counts and, at its point, ends the process as `kill -9` does.
 
-    def __init__(self, point: CrashPoint | None) -> None:
+    One that is installed between two commands begins with the second: the last step of the first
+    comes a moment after everybody has seen its effect.
+    """
+
+    def __init__(self, point: CrashPoint | None, *, begun: bool) -> None:
         self.point = point
+        self.begun = begun
         self.count = 0
         self.reached: list[tuple[str, str]] = []
 
     def __call__(self, step: Step, detail: str) -> None:
+        self.begun = self.begun or step is faults.Step.BEFORE_LOAD
+        if not self.begun:
+            return
         point = self.point
         if point is None:
             self.reached.append((step.value, str(detail)))
@@ -107,7 +115,7 @@ class Hook:
 async def arm(request: Request) -> Response:
     """Crashes at the point in the body, or records what is reached when that is `null`."""
     point = msgspec.json.decode(await request.body(), type=CrashPoint | None)
-    hook = Hook(point)
+    hook = Hook(point, begun=False)
     request.app.state.hook = hook
     faults.install(hook)
     return Response(status_code=204)
@@ -125,7 +133,7 @@ def child_main(plan: Plan) -> None:
     os.dup2(log, 2)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if plan.crash is not None:
-        faults.install(Hook(plan.crash))
+        faults.install(Hook(plan.crash, begun=True))
     settings = Settings(**plan.settings)
     configure_logging(settings)
     routes = [Route("/crash", arm, methods=["POST"]), Route("/crash", steps, methods=["GET"])]
