@@ -9,13 +9,14 @@ gateway can cause one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import faulthandler
 import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -131,6 +132,7 @@ def child_main(plan: Plan) -> None:
     log = os.open(plan.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    faulthandler.register(signal.SIGUSR1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if plan.crash is not None:
         faults.install(Hook(plan.crash, begun=True))
@@ -258,12 +260,23 @@ class ForkedGateway:
     async def until_ready(self) -> bool:
         """Waits until it is ready; false when it died before."""
         assert self.http is not None
-        async with asyncio.timeout(READY_WITHIN_S):
-            while self.is_running:
-                with contextlib.suppress(httpx.TransportError):
-                    if (await self.http.get(f"{self.url}/readyz")).status_code == 200:
-                        return True
-                await asyncio.sleep(0.01)
+        give_up_at_s = time.monotonic() + READY_WITHIN_S
+        said = "nothing"
+        while self.is_running:
+            try:
+                response = await self.http.get(f"{self.url}/readyz")
+            except httpx.TransportError as error:
+                said = repr(error)
+            else:
+                if response.status_code == 200:
+                    return True
+                said = response.text
+            if time.monotonic() > give_up_at_s:
+                # It writes down where it stands.
+                os.kill(self.pid, signal.SIGUSR1)
+                message = f"{self.name} (process {self.pid}) is not ready, it says {said}"
+                raise AssertionError(f"{message}\n{self.log_text()}")
+            await asyncio.sleep(0.01)
         return False
 
     async def until_dead(self, timeout_s: float) -> bool:
