@@ -53,7 +53,9 @@ async def test_the_snippet_of_the_readme_invites(stage_with: StageBuilder, tmp_p
     async with asyncio.timeout(30):
         output, _ = await process.communicate()
 
-    reply = json.loads(output.decode().strip().splitlines()[-1])
+    # What the snippet itself prints may come after the reply.
+    [answer] = [line for line in output.decode().splitlines() if line.startswith("{")]
+    reply = json.loads(answer)
     assert reply["ok"], reply
     assert reply["goal"]["state"] == "invited"
     assert "my open invitations" in output.decode()
