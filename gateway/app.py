@@ -20,6 +20,7 @@ from gateway.errors import CommandError, ErrorCode
 from gateway.fallback import Fallback
 from gateway.problem import problem
 from gateway.pusher_api import PusherApi
+from gateway.reload import AppsReload
 from gateway.wiring import StartError, open_parts
 
 if TYPE_CHECKING:
@@ -55,15 +56,28 @@ class GatewayApp:
         apps: Apps,
         clock: Clock | None = None,
         routes: Sequence[BaseRoute] = (),
+        *,
+        reloads: bool = False,
     ) -> None:
+        """Built, not yet started.
+
+        Args:
+            settings: As `open_parts`.
+            apps: As `open_parts`.
+            clock: As `open_parts`.
+            routes: Further HTTP routes, such as the demo page's.
+            reloads: Whether SIGHUP makes it read the apps' file again.
+        """
         self._settings = settings
+        self._routes = routes
+        self._reloads = reloads
         self._apps = apps
         self._clock = clock
         self._parts: Parts | None = None
         self.fault: StartError | None = None
         self._api = PusherApi(settings.path_prefix)
         self._fallback = Fallback(settings.path_prefix)
-        self._web = _browser_facing(settings.path_prefix, apps.first, routes)
+        self._web = self._browser_facing()
 
     @property
     def parts(self) -> Parts:
@@ -88,6 +102,18 @@ class GatewayApp:
             return self._api
         return self._fallback if path.startswith(self._fallback.root) else self._web
 
+    def _browser_facing(self) -> CORSMiddleware:
+        return _browser_facing(self._settings.path_prefix, self._apps.first, self._routes)
+
+    def apps_reload(self) -> AppsReload:
+        """What brings the apps of the running gateway up to date with their file."""
+
+        def done() -> None:
+            # Which origins may call is the first app's to say.
+            self._web = self._browser_facing()
+
+        return AppsReload(self._settings, self._apps, self.parts.node, done)
+
     def begin_drain(self) -> float:
         """Begins to send the connections elsewhere; returns how long that may take, in seconds."""
         if self._parts is None:
@@ -106,6 +132,8 @@ class GatewayApp:
                 return
             self._fallback.join(parts.node)
             self._parts = parts
+            if self._reloads:
+                self.apps_reload().on_hangup()
             scope["state"].update(parts=parts, node=parts.node)
             await send({"type": "lifespan.startup.complete"})
             log.info("gateway_started", node=parts.settings.node_name)

@@ -114,6 +114,12 @@ class Apps:
             raise AppsError("there is no [[apps]] entry")
         self.first = next(iter(self._by_id.values()))
 
+    def become(self, other: "Apps") -> None:
+        """Holds the apps of `other` from now on, for everyone who holds this object."""
+        self._by_id = {app.id: app for app in other}
+        self._by_key = {app.key: app for app in other}
+        self.first = other.first
+
     def by_key(self, key: str) -> App | None:
         """The app that a WebSocket's path or an `auth_key` names."""
         return self._by_key.get(key)

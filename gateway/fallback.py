@@ -28,13 +28,14 @@ from gateway.admission import Admission, admit
 from gateway.broker import BrokerUnavailable
 from gateway.errors import DISCONNECTS, CloseCode
 from gateway.fallback_session import FallbackSession, Stream
-from gateway.opening import Refusal, prove
+from gateway.opening import Refusal, app_now, prove
 from gateway.problem import BodyTooLargeError, DisconnectedError, header, read_body
 from gateway.rates import Rate
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 
+    from gateway.apps import App
     from gateway.auth import Identity
     from gateway.node import Node
 
@@ -161,13 +162,19 @@ class Fallback:
             if isinstance(proved, Refusal):
                 return proved
             identity = proved
-        known = self._sessions.get(name)
-        if known is not None:
-            return known
-        if not node.has_room(admission.app):
+        app = app_now(node.apps, admission.app)
+        if isinstance(app, CloseCode):
+            return Refusal(app)
+        # Another request of the session may have opened it meanwhile.
+        return self._sessions.get(name) or self._begin(node, name, app, identity)
+
+    def _begin(
+        self, node: Node, name: _Name, app: App, identity: Identity | None
+    ) -> FallbackSession | Refusal:
+        if not node.has_room(app):
             return Refusal(CloseCode.OVER_CONNECTION_QUOTA)
         session = FallbackSession(
-            node, admission.app, identity, self._shared.of, lambda _: self._forget(name)
+            node, app, identity, self._shared.of, lambda _: self._forget(name)
         )
         self._sessions[name] = session
         return session

@@ -1,4 +1,4 @@
-"""Opening a connection: whose token it carries, before anything is answered."""
+"""Opening a connection: whose token it carries, and what its app is by then."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from gateway.auth import AuthError
 from gateway.errors import CloseCode, ErrorCode
 
 if TYPE_CHECKING:
+    from gateway.apps import App, Apps
     from gateway.auth import Identity
     from gateway.node import Node
 
@@ -30,3 +31,11 @@ async def prove(node: Node, token: str) -> Identity | Refusal:
         temporary = error.code is not ErrorCode.UNAUTHENTICATED
         code = CloseCode.OVER_CAPACITY if temporary else CloseCode.UNAUTHORIZED
         return Refusal(code, error.message)
+
+
+def app_now(apps: Apps, app: App) -> App | CloseCode:
+    """What has become of an app that was found earlier, or how its sockets are closed."""
+    now = apps.by_key(app.key)
+    if now is None or now.id != app.id:
+        return CloseCode.UNKNOWN_APP
+    return now if now.enabled else CloseCode.APP_DISABLED

@@ -71,6 +71,20 @@ def apps_of(settings: Settings) -> Apps:
         raise SettingsError([f"DUET_APPS_FILE: {error}"]) from None
 
 
+def servable_apps(settings: Settings) -> Apps:
+    """The apps of `DUET_APPS_FILE`, if `duet serve` may serve them.
+
+    Raises:
+        SettingsError: As `apps_of`, or an app has a secret that everyone knows.
+    """
+    apps = apps_of(settings)
+    for app in apps:
+        if any(_same(secret, DEMO_APP.secret) for secret in app.secrets):
+            text = f"app {app.id!r} has the demo's secret, which everyone knows; choose another"
+            raise SettingsError([f"DUET_APPS_FILE: {text}"])
+    return apps
+
+
 def check_settings(settings: Settings) -> list[Finding]:
     """What can be said without asking anybody else."""
     findings = [
@@ -183,13 +197,9 @@ def _tls(settings: Settings) -> list[Finding]:
 
 def _apps(settings: Settings) -> list[Finding]:
     try:
-        apps = apps_of(settings)
+        apps = servable_apps(settings)
     except SettingsError as error:
         return [_bad("DUET_APPS_FILE", line.partition(": ")[2]) for line in error.lines]
-    for app in apps:
-        if any(_same(secret, DEMO_APP.secret) for secret in app.secrets):
-            text = f"app {app.id!r} has the demo's secret, which everyone knows; choose another"
-            return [_bad("DUET_APPS_FILE", text)]
     return [_good("DUET_APPS_FILE", f"{len(apps)} app{'s' * (len(apps) > 1)}")]
 
 

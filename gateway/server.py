@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
+import signal
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -177,9 +179,10 @@ def serve(settings: Settings, apps: Apps) -> None:
             # Each process reads the environment again and builds its own parts.
             listener.set_inheritable(True)
             config = server_config(settings, "gateway.server:worker_app")
-            Multiprocess(config, [listener]).run()
+            _Workers(config, [listener]).run()
             return
-        config = server_config(settings, GatewayApp(settings, apps))
+        _survive_hangup()
+        config = server_config(settings, GatewayApp(settings, apps, reloads=True))
         server = GatewayServer(config)
         server.run([listener])
     if server.fault is not None:
@@ -188,9 +191,25 @@ def serve(settings: Settings, apps: Apps) -> None:
 
 def worker_app() -> GatewayApp:
     """The application of one process of several, from its environment."""
+    _survive_hangup()
     settings = load_settings()
     configure_logging(settings)
-    return GatewayApp(settings, apps_of(settings))
+    return GatewayApp(settings, apps_of(settings), reloads=True)
+
+
+def _survive_hangup() -> None:
+    """Until the gateway listens to SIGHUP, one must not end it."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+class _Workers(Multiprocess):
+    """The processes of one machine; uvicorn's own would restart them at SIGHUP."""
+
+    def handle_hup(self) -> None:
+        """Makes each of them read the apps' file again."""
+        for process in self.processes:
+            if process.pid is not None and process.exitcode is None:
+                os.kill(process.pid, signal.SIGHUP)
 
 
 class RunningGateway:

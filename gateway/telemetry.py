@@ -43,6 +43,9 @@ class Telemetry:
 
     def _make_socket_metrics(self) -> None:
         self.connections: Gauge = self._gauge("connections", "Accepted sockets of this node.")
+        self.app_connections: Gauge = self._gauge(
+            "app_connections", "Accepted sockets of this node, by app.", "app"
+        )
         self.subscriptions: Gauge = self._gauge(
             "subscriptions", "Pairs of connection and channel on this node."
         )
