@@ -195,7 +195,7 @@ def configure_logging(settings: Settings) -> None:
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
     # httpx and PyMongo write a line per call at these levels.
-    for chatty in ("httpx", "httpcore", "pymongo"):
+    for chatty in ("httpx", "httpcore", "pymongo", "transitions"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
     # uvicorn's start and stop lines repeat what the gateway says itself.
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, root.level))
