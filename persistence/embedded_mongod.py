@@ -291,6 +291,7 @@ def start_replica_set(
     *,
     data_directory: Path | None = None,
     settings: Mapping[str, object] | None = None,
+    extra_args: Sequence[str] = (),
 ) -> ReplicaSet:
     """Starts a replica set of new members; with several, elections take a second, not ten.
 
@@ -300,6 +301,7 @@ def start_replica_set(
         data_directory: Where each keeps its data in a directory of its own; without it the data
             goes when the guard goes.
         settings: The replica set's settings.
+        extra_args: What each mongod is told beside the usual.
 
     Raises:
         EmbeddedError: It can't run here.
@@ -312,6 +314,7 @@ def start_replica_set(
                 guard,
                 name="mongod" if members == 1 else f"mongod-{number}",
                 data_directory=data_directory,
+                extra_args=extra_args,
             )
             for number in range(members)
         ]

@@ -44,11 +44,11 @@ class RequestRecords:
         await self._store.requests.insert_one(row)
 
     async def answer_of(self, intent: Intent) -> Answer | None:
-        """The answer that this request was given before, if it was."""
+        """The answer that this request was given before, if it was and can't be undone."""
         key = intent.request_key
         if key is None:
             return None
-        row = await self._store.requests.find_one({"_id": key})
+        row = await self._store.certain_requests.find_one({"_id": key})
         if row is None:
             return None
         if row["fingerprint"] != intent.fingerprint:
@@ -58,8 +58,13 @@ class RequestRecords:
         return Done(goal=row["goal"], session_id=row["session_id"])
 
     async def refuse(self, intent: Intent, refused: Refused, now: datetime) -> Answer:
-        """Answers a request that changed nothing: as it was answered before, or as `refused`."""
+        """Answers a request that changed nothing: as it was answered before, or as `refused`.
+
+        What it is refused for has been read from a primary that may have lost its majority. The
+        answer's own record waits for the majority, and one without a record asks for it.
+        """
         if intent.request_key is None:
+            await self._store.certain_requests.find_one({"_id": None}, {"_id": True})
             return refused
         try:
             await self.remember(intent, refused, now)

@@ -129,6 +129,8 @@ class Store:
         self._alone = _Collections.of(
             client.get_database(database, write_concern=WriteConcern("majority"))
         )
+        # Asks a majority before it answers, so that what it finds can't be undone.
+        self._certain = client.get_database(database, read_concern=ReadConcern("linearizable"))
         # FIFO: the driver's pool is not fair (FINDINGS), a semaphore is.
         self._turns = asyncio.Semaphore(options.concurrency)
         self._waiting = 0
@@ -158,6 +160,15 @@ class Store:
     def requests(self) -> AsyncCollection[Row]:
         """The answers given to requests."""
         return self._collections.requests
+
+    @property
+    def certain_requests(self) -> AsyncCollection[Row]:
+        """The answers given to requests, as a majority has them; not inside a transaction.
+
+        A primary that has lost its majority shows what it alone has written, until it learns that
+        it is none any more. What was read there before such a read is certain with it.
+        """
+        return self._certain[RequestRecord.Settings.name]
 
     @property
     def goal_records(self) -> AsyncCollection[Row]:

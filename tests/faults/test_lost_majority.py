@@ -1,0 +1,151 @@
+"""A primary that has lost its majority: what it says may be undone, so nobody is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from persistence.embedded_mongod import mongod_path, start_replica_set
+from persistence.errors import StoreUnavailable
+from persistence.intents import Done
+from statemachine.goal import CommandName
+from tests.conftest import require
+from tests.persistence.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from persistence.embedded_mongod import Mongod, ReplicaSet
+    from persistence.embedded_process import ServerGuard
+    from persistence.intents import Answer
+
+DEADLINE_S = 1.0
+ANSWER_WITHIN_S = DEADLINE_S + 0.6
+NEW_PRIMARY_WITHIN_S = 30.0
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class Partition:
+    """Three members; the old primary can be cut off, and later find out what it missed.
+
+    The others stand still while it is alone, and it stands still while they choose another: to
+    either side that looks as a cut network does.
+    """
+
+    def __init__(self, members: ReplicaSet) -> None:
+        primary = members.primary()
+        assert primary is not None
+        self.url = members.url
+        self.old_primary = primary
+        self.others = [member for member in members.members if member is not primary]
+
+    def leave_alone(self) -> None:
+        for member in self.others:
+            member.process.pause()
+
+    def go_on_without_it(self) -> None:
+        """Lets the others choose a primary of theirs."""
+        self.old_primary.process.pause()
+        for member in self.others:
+            member.process.resume()
+        give_up_at = time.monotonic() + NEW_PRIMARY_WITHIN_S
+        for candidate in itertools.cycle(self.others):
+            assert time.monotonic() < give_up_at
+            with contextlib.suppress(PyMongoError), candidate.client() as client:
+                # Who has seen less than the other is not elected.
+                client.admin.command("replSetStepUp")
+            if any(map(_takes_writes, self.others)):
+                return
+
+    def mend(self) -> None:
+        for member in (self.old_primary, *self.others):
+            member.process.resume()
+
+
+def _takes_writes(member: Mongod) -> bool:
+    with member.client() as client:
+        return bool(client.admin.command("hello")["isWritablePrimary"])
+
+
+@pytest.fixture
+def partition(victim_guard: ServerGuard) -> Iterator[Partition]:
+    require(mongod_path(), "there is no mongod, neither on PATH nor in a wheel")
+    members = start_replica_set(victim_guard, 3)
+    partition = Partition(members)
+    with MongoClient[dict[str, Any]](members.url) as client:
+        config = client.admin.command("replSetGetConfig")["config"]
+        config["version"] += 1
+        # It believes for so long that it is the primary still.
+        config["settings"] |= {"electionTimeoutMillis": 20_000, "catchUpTimeoutMillis": 0}
+        config["settings"] |= {"heartbeatTimeoutSecs": 1}
+        client.admin.command("replSetReconfig", config)
+    yield partition
+    partition.mend()
+
+
+@pytest.fixture
+async def world(partition: Partition) -> AsyncIterator[World]:
+    with MongoClient[dict[str, Any]](partition.url, tz_aware=True) as client:
+        world = World(partition.url, client["majority"])
+        await world.add_node(deadline_s=DEADLINE_S)
+        yield world
+        await world.close()
+
+
+async def asked_in_time(world: World, goal_id: str, request_id: str | None) -> Answer | None:
+    """One agreement; none when it was told that nobody knows."""
+    asked_at_s = time.monotonic()
+    try:
+        return await world.ask(CommandName.AGREE, goal_id, request_id=request_id)
+    except StoreUnavailable:
+        return None
+    finally:
+        assert time.monotonic() - asked_at_s < ANSWER_WITHIN_S
+
+
+async def test_a_commit_that_a_majority_has_not_seen_is_told_to_nobody(
+    world: World, partition: Partition
+) -> None:
+    """Asked again, it once was answered from what the old primary alone had written down."""
+    goals = {
+        await world.invited(await world.session(streamer)): (streamer, request_id)
+        for streamer, request_id in (("anna", "one"), ("berta", None))
+    }
+
+    async def agree(goal_id: str) -> Answer | None:
+        """One agreement; none when it was told that nobody knows."""
+        streamer, request_id = goals[goal_id]
+        asked_at_s = time.monotonic()
+        try:
+            return await world.ask(CommandName.AGREE, goal_id, by=streamer, request_id=request_id)
+        except StoreUnavailable:
+            return None
+        finally:
+            assert time.monotonic() - asked_at_s < ANSWER_WITHIN_S
+
+    partition.leave_alone()
+    told = [await agree(goal_id) for goal_id in [*goals] * 2]
+    with MongoClient[dict[str, Any]](partition.old_primary.url, tz_aware=True) as alone:
+        states = [row["state"] for row in alone["majority"]["goals"].find()]
+    await asyncio.to_thread(partition.go_on_without_it)
+    partition.mend()
+
+    assert states == ["agreed"] * 2, "the old primary has committed them, for itself"
+    assert told == [None] * 4
+    give_up_at_s = time.monotonic() + NEW_PRIMARY_WITHIN_S
+    for goal_id in goals:
+        while (agreed := await agree(goal_id)) is None:
+            assert time.monotonic() < give_up_at_s
+        if goals[goal_id][1] is not None:
+            assert isinstance(agreed, Done), agreed
+        row = world.goal_row(goal_id)
+        assert (row["state"], row["version"]) == ("agreed", 2)
+        assert world.movements(goal_id) == ["hold"]
