@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -18,17 +18,24 @@ if TYPE_CHECKING:
 
     from tests.gateway.harness import Gateway
 
-ONE = {"id": "1", "key": "app-key", "secret": "first-secret"}
-TWO = {"id": "2", "key": "two-key", "secret": "second-secret"}
+ONE: dict[str, Any] = {"id": "1", "key": "app-key", "secret": "first-secret"}
+TWO: dict[str, Any] = {"id": "2", "key": "two-key", "secret": "second-secret"}
 
 
-def write(path: Path, *apps: dict[str, object]) -> None:
+def write(path: Path, *apps: dict[str, Any]) -> None:
     """An apps' file with these apps."""
     blocks = (
         "[[apps]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in app.items())
         for app in apps
     )
     path.write_text("\n".join(blocks))
+
+
+def replace(path: Path, text: str | None) -> None:
+    """The file holds this now, or is gone."""
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
 
 
 @pytest.fixture
@@ -88,7 +95,7 @@ async def test_both_secrets_are_valid_while_one_is_rotated_and_then_the_new_one_
     ids=["disabled", "removed", "another key"],
 )
 async def test_sockets_of_an_app_that_is_no_longer_served_are_closed_and_no_others(
-    path: Path, two: dict[str, object] | None, code: int
+    path: Path, two: dict[str, Any] | None, code: int
 ) -> None:
     async with running_gateway(apps=read_apps(path)) as gateway:
         stays = await gateway.connect()
@@ -127,10 +134,7 @@ async def test_a_file_that_can_not_be_used_changes_nothing_and_is_one_line_of_th
 ) -> None:
     async with running_gateway(apps=read_apps(path)) as gateway:
         client = await gateway.connect("/app/two-key?protocol=7")
-        if text is None:
-            path.unlink()
-        else:
-            path.write_text(text)
+        replace(path, text)
 
         with capture_logs() as lines:
             assert not await reload_of(gateway, path).reload()
