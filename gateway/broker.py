@@ -124,10 +124,10 @@ class MemoryBus:
 class MemoryBroker:
     """A broker inside one process, for unit tests; publishing calls the subscribers directly."""
 
-    __slots__ = ("_bus", "_on_control", "_on_publication", "_wanted", "alive")
+    __slots__ = ("_on_control", "_on_publication", "_wanted", "alive", "bus")
 
     def __init__(self, bus: MemoryBus | None = None) -> None:
-        self._bus = bus or MemoryBus()
+        self.bus = bus or MemoryBus()
         self._wanted: set[tuple[str, str]] = set()
         self.alive = False
 
@@ -138,14 +138,14 @@ class MemoryBroker:
         del on_gap
         self._on_publication = on_publication
         self._on_control = on_control
-        self._bus.nodes.append(self)
+        self.bus.nodes.append(self)
         self.alive = True
 
     async def stop(self) -> None:
         """Leaves the bus."""
         self.alive = False
-        if self in self._bus.nodes:
-            self._bus.nodes.remove(self)
+        if self in self.bus.nodes:
+            self.bus.nodes.remove(self)
 
     async def subscribe(self, app_id: str, channel: str) -> None:
         """See `Broker`."""
@@ -160,7 +160,7 @@ class MemoryBroker:
         self.publish_now(publications)
         for one in publications:
             if is_cache_channel(one.channel) and not one.by_client:
-                self._bus.last[one.app_id, one.channel] = one.body
+                self.bus.last[one.app_id, one.channel] = one.body
 
     async def fence(self) -> None:
         """See `Broker`: publishing has called the subscribers already."""
@@ -174,7 +174,7 @@ class MemoryBroker:
         if not self.alive:
             raise BrokerUnavailable("the broker is stopped")
         for one in publications:
-            for node in self._bus.nodes:
+            for node in self.bus.nodes:
                 if (one.app_id, one.channel) in node._wanted:  # noqa: SLF001  its own kind
                     node._on_publication(  # noqa: SLF001
                         one.app_id, one.channel, one.body, one.except_socket_id
@@ -184,5 +184,5 @@ class MemoryBroker:
         """See `Broker`."""
         if not self.alive:
             raise BrokerUnavailable("the broker is stopped")
-        for node in list(self._bus.nodes):
+        for node in list(self.bus.nodes):
             node._on_control(body)  # noqa: SLF001

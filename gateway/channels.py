@@ -17,6 +17,8 @@ USER_EVENTS: Final = "#server-to-user-"
 
 # The families whose last event from the HTTP API is kept for those who subscribe later.
 _CACHE: Final = ("cache-", "private-cache-", "private-encrypted-cache-", "presence-cache-")
+# Hidden channels on which a user's coming and going is published (`gateway.users`).
+WATCHED: Final = "#watch-"
 
 
 class ChannelKind(Enum):

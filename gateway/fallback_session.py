@@ -142,8 +142,7 @@ class FallbackSession:
             self._authorize_by = now + app.authorization_timeout_s
         self.write = self._write
         node.arrive(self)
-        self.pusher = node.attach(self, app)
-        self.pusher.identity = identity
+        self.pusher = node.attach(self, app, identity)
         timeout_s = node.settings.activity_timeout_s
         self.write(frames.frame(frames.established_body(self.pusher.socket_id, timeout_s)))
 

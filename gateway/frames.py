@@ -8,9 +8,12 @@ Source: PROTOCOL 1.2 (which `data` is a JSON string), RFC 6455 section 5.2.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _encode = msgspec.json.Encoder().encode
 
@@ -130,6 +133,19 @@ def subscription_count_body(channel: str, count: int) -> bytes:
     """The body of `pusher_internal:subscription_count`."""
     data = _encode({"subscription_count": count})
     return encode_event("pusher_internal:subscription_count", channel, json_string(data))
+
+
+def cache_miss_body(channel: str) -> bytes:
+    """The body of `pusher:cache_miss`; its data is empty, but there: Java's client asks for it."""
+    return encode_event("pusher:cache_miss", channel, b'""')
+
+
+def watchlist_body(online: Sequence[str] | None, offline: Sequence[str] | None = None) -> bytes:
+    """The body of `pusher_internal:watchlist_events`; None leaves an event out."""
+    named = (("online", online), ("offline", offline))
+    events = [{"name": name, "user_ids": users} for name, users in named if users is not None]
+    data = json_string(_encode({"events": events}))
+    return encode_event("pusher_internal:watchlist_events", None, data)
 
 
 PING_FRAME: Final = frame(encode_event("pusher:ping", None, b"{}"))

@@ -160,6 +160,12 @@ class Hub:
             channel.live[connection] = None
         return gate
 
+    @staticmethod
+    def close_gate(channel: Channel, connection: Connection) -> None:
+        """Holds back what the channel pushes to a live connection until `open_gate`."""
+        del channel.live[connection]
+        channel.gates[connection] = Gate()
+
     def leave(self, connection: Connection, channel: Channel) -> bool:
         """Ends one subscription; returns whether it was the channel's last."""
         self.connections[connection].pop(channel.name, None)

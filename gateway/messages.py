@@ -58,7 +58,7 @@ class UserData(msgspec.Struct, gc=False):
 
     id: str | int
     user_info: msgspec.Raw = msgspec.Raw(b"")
-    watchlist: list[str] = []
+    watchlist: list[str | int] = []
 
 
 class MalformedError(Exception):
@@ -149,6 +149,17 @@ class Subscribe(msgspec.Struct, frozen=True, gc=False):
     snapshot_of: str | None = None
 
 
+class SignedIn(msgspec.Struct, frozen=True, gc=False):
+    """The connection speaks for a user from now on.
+
+    Attributes:
+        watchlist: Whom the connection watches instead of whom it has watched; None: as before.
+    """
+
+    user_id: str
+    watchlist: tuple[str, ...] | None = None
+
+
 class Unsubscribe(msgspec.Struct, frozen=True, gc=False):
     """End a subscription of this connection; there is one."""
 
@@ -169,4 +180,4 @@ class Execute(msgspec.Struct, frozen=True, gc=False):
     channel: str
 
 
-Effect: TypeAlias = Send | Subscribe | Unsubscribe | Relay | Execute
+Effect: TypeAlias = Send | SignedIn | Subscribe | Unsubscribe | Relay | Execute

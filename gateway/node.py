@@ -21,6 +21,7 @@ from gateway.live_streams import LiveStreams
 from gateway.protocol import Limits, PusherProtocol
 from gateway.subscribing import Subscribing
 from gateway.tasks import Tasks
+from gateway.users import Users
 from gateway.webhooks import NoWebhooks
 from gateway.wheel import Wheel
 
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
     from gateway.apps import App, Apps
     from gateway.auth import Authorizer, Identity
     from gateway.broker import Broker
+    from gateway.cache import Cache
     from gateway.commands import GoalCommand, Reply
     from gateway.connections import NodeConnection
+    from gateway.occupancy import Occupancy
     from gateway.presence import Presence
     from gateway.settings import Settings
     from gateway.telemetry import Telemetry
@@ -105,10 +108,17 @@ class Node:
         auth: Authorizer,
         commands: CommandPort | None,
         telemetry: Telemetry,
+        *,
+        occupancy: Occupancy,
+        online: Occupancy,
+        cache: Cache,
     ) -> None:
         self.settings = settings
         self.apps = apps
         self.presence = presence
+        self.occupancy = occupancy
+        self.online = online
+        self.cache = cache
         self.clock = clock
         self.auth = auth
         self.commands = commands
@@ -122,6 +132,7 @@ class Node:
         self._tasks = Tasks()
         self.interest = Interest(self.hub, broker, self._tasks)
         self.subscribing = Subscribing(self)
+        self.users = Users(self)
         self._live_streams = LiveStreams()
         self._by_socket_id: dict[str, NodeConnection] = {}
         self._sockets: set[NodeConnection] = set()
@@ -159,7 +170,8 @@ class Node:
         self._turning = loop.call_later(self.wheel.tick_s, self._turn)
         self._nobody_left = asyncio.Event()
         await self._broker.start(self._on_publication, self._on_control_body, self._on_gap)
-        await self.presence.start()
+        for shared in (self.presence, self.occupancy, self.online):
+            await shared.start()
         self.ready = True
 
     async def stop(self, drain_s: float) -> None:
@@ -179,7 +191,8 @@ class Node:
         if self._turning is not None:
             self._turning.cancel()
         await self._tasks.stop(grace_s=self.settings.redis_timeout_s)
-        await self.presence.stop()
+        for shared in (self.presence, self.occupancy, self.online):
+            await shared.stop()
         await self._broker.stop()
 
     def spawn(self, coroutine: Coroutine[Any, Any, T], name: str, **ids: object) -> asyncio.Task[T]:
@@ -215,6 +228,12 @@ class Node:
     def _on_gap(self) -> None:
         self.telemetry.broker_gaps.inc()
         log.warning("broker_gap", channels=sum(1 for _ in self.hub.channels()))
+        self.spawn(self._catch_up(), "catch_up")
+
+    async def _catch_up(self) -> None:
+        """Tells what may have been missed where it can be told again."""
+        await self.users.tell_again()
+        await self.subscribing.snapshots_again()
 
     # Sockets
 
@@ -227,19 +246,29 @@ class Node:
         """Whether the app may have one more connection on this node."""
         return not app.max_connections or self._per_app.get(app.id, 0) < app.max_connections
 
-    def attach(self, connection: NodeConnection, app: App) -> PusherProtocol:
-        """Makes a socket a connection: it has a socket id and may subscribe."""
+    def attach(
+        self, connection: NodeConnection, app: App, identity: Identity | None
+    ) -> PusherProtocol:
+        """Makes a socket a connection: it has a socket id and may subscribe.
+
+        What is returned is the connection's `pusher` from then on.
+        """
         # Two random halves: unique across nodes without asking anyone.
         number = secrets.randbits(60)
         socket_id = f"{number >> 30}.{number & 0x3FFFFFFF}"
         self._by_socket_id[socket_id] = connection
         self._count(app, 1)
-        return PusherProtocol(app, socket_id, self.limits, self.hub.attach(connection))
+        pusher = PusherProtocol(app, socket_id, self.limits, self.hub.attach(connection))
+        if identity is not None:
+            pusher.identity = identity
+            self.users.sign_in(connection, app.id, identity.user_id)
+        return pusher
 
     def detach(self, connection: NodeConnection) -> None:
         """Ends what a connection takes part in; a second call does nothing."""
         if connection not in self.hub.connections:
             return
+        self.users.sign_out(connection)
         self.subscribing.end_all(connection)
         pusher = connection.pusher
         del self._by_socket_id[pusher.socket_id]
@@ -350,11 +379,8 @@ class Node:
         await self.send_control(_TERMINATE_USER, app=app_id, user=user_id)
 
     def _terminate_here(self, data: dict[str, str]) -> None:
-        for connection in self.connections():
-            pusher = connection.pusher
-            identity = pusher.identity
-            if pusher.app.id == data["app"] and identity and identity.user_id == data["user"]:
-                connection.disconnect(CloseCode.UNAUTHORIZED)
+        for connection in self.users.connections(data["app"], data["user"]):
+            connection.disconnect(CloseCode.UNAUTHORIZED)
 
     def _on_control_body(self, body: bytes) -> None:
         try:

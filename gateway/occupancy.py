@@ -26,10 +26,12 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from gateway import frames
 from gateway.broker import Publication
+from gateway.channels import ChannelKind, channel_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from gateway.apps import App
     from gateway.broker import MemoryBroker
 
 FLUSH_AFTER_S: Final = 0.05
@@ -62,6 +64,20 @@ class Turns:
 if TYPE_CHECKING:
     # App id and name -> what is published about them.
     Announce: TypeAlias = Callable[[str, str], Count | Turns | None]
+
+
+COUNT: Final = Count()
+
+
+def counted_channels(app_of: Callable[[str], App | None]) -> Announce:
+    """Announces the counts of channels of the apps that want them, but not of presence channels."""
+
+    def announce(app_id: str, channel: str) -> Count | None:
+        app = app_of(app_id)
+        wanted = app is not None and app.subscription_count
+        return COUNT if wanted and channel_kind(channel) is not ChannelKind.PRESENCE else None
+
+    return announce
 
 
 def nothing_announced(_app_id: str, _name: str) -> None:

@@ -14,8 +14,9 @@ from gateway import frames
 from gateway.broker import BrokerUnavailable, Publication
 from gateway.commands import Reply
 from gateway.errors import CommandError, ErrorCode
-from gateway.messages import Execute, Relay, Send, Subscribe, Unsubscribe
+from gateway.messages import Execute, Relay, Send, SignedIn, Subscribe, Unsubscribe
 from gateway.protocol import reply_frame
+from gateway.webhooks import client_event
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +44,10 @@ def perform(connection: NodeConnection, effects: Sequence[Effect]) -> None:
                 else:
                     socket_id = connection.pusher.socket_id
                     node.spawn(_subscribe(connection, effect), "subscribe", socket_id=socket_id)
+            case SignedIn():
+                node.users.sign_in(connection, connection.pusher.app.id, effect.user_id)
+                if effect.watchlist is not None:
+                    node.users.watch(connection, effect.watchlist)
             case Unsubscribe():
                 node.subscribing.end(connection, effect.channel)
             case Relay():
@@ -79,6 +84,10 @@ async def _relay(connection: NodeConnection, effect: Relay) -> None:
         await connection.node.publish([publication])
     except BrokerUnavailable:
         connection.write(_NOT_DELIVERED)
+        return
+    if pusher.app.webhooks:
+        told = client_event(effect.body, pusher.socket_id)
+        connection.node.webhooks.emit(pusher.app, told)
 
 
 async def _execute(connection: NodeConnection, effect: Execute) -> None:

@@ -27,7 +27,7 @@ from gateway.auth import (
     verify_channel_signature,
     verify_signin_signature,
 )
-from gateway.channels import USER_EVENTS, ChannelKind, channel_kind, is_channel_name
+from gateway.channels import USER_EVENTS, WATCHED, ChannelKind, channel_kind, is_channel_name
 from gateway.commands import COMMAND_EVENTS, Reply, decode_command
 from gateway.errors import CommandError, ErrorCode, Notice
 from gateway.messages import (
@@ -39,6 +39,7 @@ from gateway.messages import (
     Message,
     Relay,
     Send,
+    SignedIn,
     SigninData,
     Subscribe,
     SubscribeData,
@@ -82,6 +83,7 @@ class Limits(msgspec.Struct, frozen=True):
     client_events_per_s: int
     commands_per_s: int
     commands_in_flight: int
+    strict: bool
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
@@ -94,6 +96,7 @@ class Limits(msgspec.Struct, frozen=True):
             client_events_per_s=settings.client_event_rate_per_s,
             commands_per_s=settings.command_rate_per_s,
             commands_in_flight=settings.commands_in_flight,
+            strict=settings.strict_protocol,
         )
 
 
@@ -207,7 +210,8 @@ class PusherProtocol:
                 return self._subscribe(decode_data(message.data, SubscribeData))
             case "pusher:unsubscribe":
                 name = decode_data(message.data, UnsubscribeData).channel
-                return (Unsubscribe(name),) if name in self.subscriptions else _NOTHING
+                known = name in self.subscriptions and not name.startswith(WATCHED)
+                return (Unsubscribe(name),) if known else _NOTHING
             case "pusher:signin":
                 return self._sign_in(decode_data(message.data, SigninData))
             case _:
@@ -232,7 +236,7 @@ class PusherProtocol:
                 return self._open(Subscribe(name))
             case ChannelKind.USER_EVENTS:
                 if self.identity is None or name != USER_EVENTS + self.identity.user_id:
-                    return _refused(name, "This channel is its signed-in user's alone")
+                    return self._refused(name, "This channel is its signed-in user's alone")
                 return self._open(Subscribe(name))
             case ChannelKind.PRIVATE | ChannelKind.PRESENCE:
                 if data.auth:
@@ -246,16 +250,16 @@ class PusherProtocol:
         name, auth, channel_data = data.channel, data.auth or "", data.channel_data or None
         if not verify_channel_signature(self.app, self.socket_id, name, auth, channel_data):
             # Never with the expected digest: it would be a signing oracle.
-            return _refused(name, "Invalid signature")
+            return self._refused(name, "Invalid signature")
         if kind is ChannelKind.PRIVATE:
-            self._bind(name)
-            return self._open(Subscribe(name, snapshot_of=self._own(name)))
+            bound = self._bind(name)
+            return (*bound, *self._open(Subscribe(name, snapshot_of=self._own(name))))
         if channel_data is None:
             return self._join(name, self._self_as_member())
         try:
             shown = msgspec.json.decode(channel_data.encode(), type=ChannelData)
         except (msgspec.DecodeError, RecursionError) as error:
-            return _refused(name, f"The channel_data has a wrong shape: {error}")
+            return self._refused(name, f"The channel_data has a wrong shape: {error}")
         return self._join(name, Member(str(shown.user_id), bytes(shown.user_info)))
 
     def _subscribe_own(self, name: str, kind: ChannelKind) -> Sequence[Effect]:
@@ -263,7 +267,7 @@ class PusherProtocol:
         access = own_channel_access(name, self.identity)
         match access.verdict:
             case Verdict.DENIED | Verdict.NOT_OURS:
-                return _refused(name, "Subscribing to this channel takes a signature")
+                return self._refused(name, "Subscribing to this channel takes a signature")
             case Verdict.ALLOWED | Verdict.NEEDS_LIVE_STREAM:
                 if kind is ChannelKind.PRESENCE:
                     return self._join(name, self._self_as_member(), access.streamer_id)
@@ -277,12 +281,14 @@ class PusherProtocol:
         self, name: str, member: Member | None, live_streamer: str | None = None
     ) -> Sequence[Effect]:
         if member is None:
-            return _refused(name, "Presence needs channel_data or a signed-in user")
+            return self._refused(name, "Presence needs channel_data or a signed-in user")
         if not 0 < len(member.user_id) <= USER_ID_MAX:
-            return _refused(name, f"A user_id has 1 to {USER_ID_MAX} characters")
+            return self._refused(name, f"A user_id has 1 to {USER_ID_MAX} characters")
         if len(member.user_info) > self._limits.user_info_max_bytes:
             longest = self._limits.user_info_max_bytes
-            return _refused(name, f"user_info is longer than {longest} bytes", "LimitReached", 413)
+            return self._refused(
+                name, f"user_info is longer than {longest} bytes", "LimitReached", 413
+            )
         return self._open(Subscribe(name, member=member, live_streamer=live_streamer))
 
     def _open(self, effect: Subscribe) -> Sequence[Effect]:
@@ -302,11 +308,26 @@ class PusherProtocol:
             return identity.user_id
         return None
 
-    def _bind(self, name: str) -> None:
+    def _bind(self, name: str) -> Sequence[Effect]:
         """A verified signature over `private-user@{id}` proves the user, though not the role."""
         user_id = name.removeprefix(_USER_CHANNEL)
         if self.identity is None and user_id != name and USER_ID_PATTERN.fullmatch(user_id):
             self.identity = Identity(user_id, client_id=self.app.key)
+            return (SignedIn(user_id),)
+        return _NOTHING
+
+    def refusal(
+        self, channel: str, message: str, kind: str = "AuthError", status: int = 401
+    ) -> bytes:
+        """The frame of a subscription that was refused; the connection stays open."""
+        if self._limits.strict:
+            return frames.frame(frames.error_body(f"{message} (channel {channel})"))
+        return frames.frame(frames.subscription_error_body(channel, kind, message, status))
+
+    def _refused(
+        self, channel: str, message: str, kind: str = "AuthError", status: int = 401
+    ) -> tuple[Effect, ...]:
+        return (Send(self.refusal(channel, message, kind, status)),)
 
     # Signing in
 
@@ -328,14 +349,15 @@ class PusherProtocol:
             known,
             user_info=bytes(user.user_info) or None,
             user_data=data.user_data,
-            watchlist=tuple(user.watchlist[:WATCHLIST_MAX]),
+            watchlist=tuple(str(watched) for watched in user.watchlist[:WATCHLIST_MAX]),
         )
         answer = frames.json_string(frames.json_bytes({"user_data": data.user_data}))
         success = Send(frames.frame(frames.encode_event("pusher:signin_success", None, answer)))
+        signed_in = SignedIn(user_id, self.identity.watchlist)
         if len(user.watchlist) <= WATCHLIST_MAX:
-            return (success,)
+            return (success, signed_in)
         notice = f"Only the first {WATCHLIST_MAX} users of the watchlist are watched"
-        return (success, *_error(notice, Notice.WATCHLIST_LIMIT))
+        return (success, *_error(notice, Notice.WATCHLIST_LIMIT), signed_in)
 
     # Client events
 
@@ -416,14 +438,3 @@ def reply_frame(channel: str, reply: Reply) -> bytes:
 
 def _error(message: str, code: int | None = None) -> tuple[Effect, ...]:
     return (Send(frames.frame(frames.error_body(message, code))),)
-
-
-def _refused(
-    channel: str, message: str, kind: str = "AuthError", status: int = 401
-) -> tuple[Effect, ...]:
-    return (Send(refusal_frame(channel, message, kind, status)),)
-
-
-def refusal_frame(channel: str, message: str, kind: str, status: int) -> bytes:
-    """The frame of a subscription that was refused; the socket stays open."""
-    return frames.frame(frames.subscription_error_body(channel, kind, message, status))

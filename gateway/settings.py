@@ -203,7 +203,10 @@ class Settings(BaseSettings):
     ] = 10
     strict_protocol: Annotated[
         bool,
-        Field(description="Refuse what only unofficial Pusher clients do (no `protocol`: 4008)."),
+        Field(
+            description="As strict as Pusher: a missing `protocol` is refused (4008), a refused "
+            "subscription answered with `pusher:error` instead of `pusher:subscription_error`."
+        ),
     ] = False
     client_event_rate_per_s: Annotated[
         int, Field(ge=1, le=10_000, description="Client events of one connection.")
@@ -255,6 +258,10 @@ class Settings(BaseSettings):
     presence_user_info_max_bytes: Annotated[
         int, Field(ge=2, le=1_048_576, description="The `user_info` of one presence member.")
     ] = 2_048
+    cache_ttl_s: Annotated[
+        float,
+        Field(gt=0, le=86_400, description="How long the last event of a cache channel is kept."),
+    ] = 1_800
 
     # Webhooks
     webhook_timeout_s: Annotated[

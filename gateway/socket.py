@@ -29,7 +29,7 @@ from websockets.server import ServerProtocol
 from gateway import frames
 from gateway.admission import Admission, admit
 from gateway.errors import DISCONNECTS, CloseCode
-from gateway.opening import Refusal, prove
+from gateway.opening import Refusal, app_now, prove
 from gateway.performing import perform
 
 if TYPE_CHECKING:
@@ -216,16 +216,19 @@ class GatewayProtocol(asyncio.Protocol):
         if isinstance(identity, Refusal):
             self.disconnect(identity.code, identity.message)
             return
-        if self._phase is Phase.PROVING:
-            self._establish(app, identity)
+        # The apps may have been read anew meanwhile.
+        now = app_now(self.node.apps, app)
+        if isinstance(now, CloseCode):
+            self.disconnect(now)
+        elif self._phase is Phase.PROVING:
+            self._establish(now, identity)
 
     def _establish(self, app: App, identity: Identity | None) -> None:
         node = self.node
         if not node.has_room(app):
             self.disconnect(CloseCode.OVER_CONNECTION_QUOTA)
             return
-        self.pusher = node.attach(self, app)
-        self.pusher.identity = identity
+        self.pusher = node.attach(self, app, identity)
         self._phase = Phase.OPEN
         now = node.now()
         if app.authorized_only:

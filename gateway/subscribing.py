@@ -1,10 +1,11 @@
 """Subscribing a connection, from authorized to live, without losing or reordering a push.
 
-The order: hub -> broker, if the node does not hear the channel yet -> presence ->
-`subscription_succeeded` -> `goal.snapshot` on one's own channel -> the pushes that came meanwhile
--> live. What arrives before the connection is live waits behind its gate.
+The order: hub -> broker, if the node does not hear the channel yet -> the last event of a cache
+channel -> presence -> `subscription_succeeded` -> that event, or `cache_miss` -> `goal.snapshot` on
+one's own channel -> the pushes that came meanwhile -> live. What arrives before the connection is
+live waits behind its gate.
 
-Source: DESIGN 4 (subscribe), DESIGN 1 (`goal.snapshot`).
+Source: DESIGN 4 (subscribe), DESIGN 1 (`goal.snapshot`), PROTOCOL 1.6 (cache channels).
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from gateway import frames
+from gateway.auth import user_channel
 from gateway.broker import BrokerUnavailable
+from gateway.cache import is_on_its_way
+from gateway.channels import WATCHED, is_cache_channel
 from gateway.hub import Gate
 from gateway.presence import ChannelFull
-from gateway.protocol import refusal_frame
 from persistence.errors import StoreError
 
 if TYPE_CHECKING:
@@ -47,13 +50,15 @@ class Subscribing:
         """Subscribes without waiting where nothing has to be waited for; tells whether it did."""
         if request.member is not None or request.live_streamer is not None:
             return False
+        if is_cache_channel(request.channel):
+            return False
         app_id = connection.pusher.app.id
         channel = self._node.hub.channel((app_id, request.channel))
         if channel is None or not channel.heard:
             return False
         gate = Gate() if request.snapshot_of is not None else None
         self._node.hub.join(connection, channel.key, gate=gate)
-        self._succeed(connection, channel, request, b"{}")
+        self._succeed(connection, channel, request, _succeeded(channel.name))
         return True
 
     async def later(self, connection: Connection, request: Subscribe) -> None:
@@ -61,7 +66,7 @@ class Subscribing:
 
         A connection that ends meanwhile is left as it is: its end has undone what was done.
         """
-        refusal = await self._must_be_live(request)
+        refusal = await self._must_be_live(connection, request)
         node = self._node
         if connection not in node.hub.connections:
             return
@@ -75,24 +80,26 @@ class Subscribing:
             await node.interest.hear(channel)
             if channel.gates.get(connection) is not gate:
                 return
+            last = await self._last_event(channel)
             data = await self._join(connection, channel, request.member)
         except BrokerUnavailable:
-            refusal = _unavailable(request.channel)
+            refusal = _unavailable(connection, request.channel)
         except ChannelFull:
             most = node.settings.presence_max_members
-            refusal = refusal_frame(
+            refusal = connection.pusher.refusal(
                 request.channel, f"The channel has its {most} members", "LimitReached", 403
             )
         else:
             if channel.gates.get(connection) is gate:
-                self._succeed(connection, channel, request, data)
+                first = _succeeded(channel.name, data) + _replay(channel, gate, last)
+                self._succeed(connection, channel, request, first)
             return
         if channel.gates.get(connection) is gate:
-            if node.hub.leave(connection, channel):
-                node.interest.linger(channel)
+            node.hub.leave(connection, channel)
+            self._after_leaving(connection, channel, None)
             connection.write(refusal)
 
-    async def _must_be_live(self, request: Subscribe) -> bytes | None:
+    async def _must_be_live(self, connection: Connection, request: Subscribe) -> bytes | None:
         """The refusal of a channel whose stream is not live; None if it is, or need not be."""
         streamer_id = request.live_streamer
         if streamer_id is None:
@@ -101,8 +108,15 @@ class Subscribing:
             if await self._node.stream_is_live(streamer_id):
                 return None
         except StoreError:
-            return _unavailable(request.channel)
-        return refusal_frame(request.channel, "The stream is not live", "AuthError", 403)
+            return _unavailable(connection, request.channel)
+        message = "The stream is not live"
+        return connection.pusher.refusal(request.channel, message, "AuthError", 403)
+
+    async def _last_event(self, channel: Channel) -> bytes | None:
+        """The body of a cache channel's last event."""
+        if not is_cache_channel(channel.name):
+            return None
+        return await self._node.cache.last(*channel.key)
 
     async def _join(self, connection: Connection, channel: Channel, member: Member | None) -> bytes:
         """The `data` of `subscription_succeeded`, after joining if it is a presence channel."""
@@ -113,9 +127,11 @@ class Subscribing:
         return frames.presence_data(joined.members)
 
     def _succeed(
-        self, connection: Connection, channel: Channel, request: Subscribe, data: bytes
+        self, connection: Connection, channel: Channel, request: Subscribe, first: bytes
     ) -> None:
-        connection.write(frames.frame(frames.succeeded_body(channel.name, data)))
+        """Writes the `first` frames of a subscription that stands, and makes it live."""
+        connection.write(first)
+        self._node.occupancy.report(*channel.key, len(channel))
         if request.snapshot_of is None:
             self._go_live(connection, channel)
             return
@@ -154,6 +170,23 @@ class Subscribing:
             if snapshot is not None and connection in channel.live:
                 connection.write(_snapshot_frame(channel.name, snapshot))
 
+    async def snapshots_again(self) -> None:
+        """Sends `goal.snapshot` to everyone on their own channel, after a gap of the broker.
+
+        One after the other: thousands of readers at once would be an outage of their own.
+        """
+        for connection in list(self._node.hub.connections):
+            identity = connection.pusher.identity
+            if identity is None:
+                continue
+            key = (connection.pusher.app.id, user_channel(identity.user_id))
+            channel = self._node.hub.channel(key)
+            # Amid slices the gate would take the connection out of the batch under way.
+            if channel is None or connection not in channel.live or channel.slicing:
+                continue
+            self._node.hub.close_gate(channel, connection)
+            await self._send_snapshot(connection, channel, identity.user_id)
+
     async def _read_snapshot(self, user_id: str) -> bytes | None:
         """The user's snapshot, None when it can't be read now."""
         try:
@@ -185,15 +218,30 @@ class Subscribing:
     ) -> None:
         if channel.empty:
             self._node.interest.linger(channel)
+        if not channel.name.startswith(WATCHED):
+            self._node.occupancy.report(*channel.key, len(channel))
         if member is not None:
             socket_id = connection.pusher.socket_id
             leaving = self._node.presence.leave(*channel.key, member.user_id, socket_id)
             self._node.spawn(leaving, "presence_leave", channel=channel.name, socket_id=socket_id)
 
 
-def _unavailable(channel: str) -> bytes:
+def _unavailable(connection: Connection, channel: str) -> bytes:
     message = "The subscription could not be made now; try again shortly"
-    return refusal_frame(channel, message, "Unavailable", 503)
+    return connection.pusher.refusal(channel, message, "Unavailable", 503)
+
+
+def _succeeded(channel: str, data: bytes = b"{}") -> bytes:
+    return frames.frame(frames.succeeded_body(channel, data))
+
+
+def _replay(channel: Channel, gate: Gate, last: bytes | None) -> bytes:
+    """What a cache channel's subscriber is sent before all else; nothing on other channels."""
+    if not is_cache_channel(channel.name):
+        return b""
+    if last is None:
+        return frames.frame(frames.cache_miss_body(channel.name))
+    return b"" if is_on_its_way(last, channel, gate) else frames.frame(last)
 
 
 def _snapshot_frame(channel: str, snapshot: bytes) -> bytes:

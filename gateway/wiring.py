@@ -15,10 +15,13 @@ from gateway.escrow_worker import EscrowWorker, warn_of_waiting_calls
 from gateway.extensions import ExtensionError, receivers_with
 from gateway.goal_commands import GoalCommands
 from gateway.node import Node, new_node_id
+from gateway.occupancy import counted_channels
 from gateway.parts import Parts
 from gateway.redis_broker import RedisBroker
+from gateway.redis_cache import RedisCache
 from gateway.redis_client import redis_client
 from gateway.redis_lease import RedisLease
+from gateway.redis_occupancy import RedisOccupancy
 from gateway.redis_once import PublishOnce
 from gateway.redis_passes import PassCache
 from gateway.redis_presence import RedisPresence
@@ -26,6 +29,7 @@ from gateway.redis_webhooks import HookTiming, RedisWebhooks
 from gateway.settings import SettingsError
 from gateway.telemetry import Telemetry
 from gateway.token_keys import authorizer_of
+from gateway.users import online_announcements
 from gateway.webhook_sender import WebhookSender
 from persistence.clock import Clock
 from persistence.deadlines import Deadlines
@@ -144,7 +148,19 @@ async def open_parts(
     stack.push_async_callback(redis.client.aclose)
     store = await open_store(settings, clock)
     stack.push_async_callback(store.close)
-    node = Node(settings, apps, redis.broker, redis.presence, clock, authorizer, None, telemetry)
+    node = Node(
+        settings,
+        apps,
+        redis.broker,
+        redis.presence,
+        clock,
+        authorizer,
+        None,
+        telemetry,
+        occupancy=redis.occupancy,
+        online=redis.online,
+        cache=redis.cache,
+    )
     escrow = _escrow_client(settings, clock, telemetry)
     if escrow is not None:
         stack.push_async_callback(escrow.close)
@@ -242,6 +258,9 @@ class _RedisParts(NamedTuple):
     client: RedisClient
     broker: RedisBroker
     presence: RedisPresence
+    occupancy: RedisOccupancy
+    online: RedisOccupancy
+    cache: RedisCache
     passes: PassCache
     once: PublishOnce
     webhooks: RedisWebhooks
@@ -258,14 +277,27 @@ def _redis_parts(settings: Settings, apps: Apps) -> _RedisParts:
     prefix, node_id = settings.redis_prefix, new_node_id(settings)
     try:
         client = redis_client(settings.redis_url, settings.redis_timeout_s)
-        broker = RedisBroker(settings.redis_url, prefix, node_id, settings.redis_timeout_s)
+        broker = RedisBroker(
+            settings.redis_url, prefix, node_id, settings.redis_timeout_s, settings.cache_ttl_s
+        )
     except ValueError as error:
         raise StartError(f"DUET_REDIS_URL: {error}") from None
     lease = RedisLease(broker.commands, prefix, node_id, settings.node_lease_s)
     hooks = RedisWebhooks(broker.commands, prefix, apps.by_id, _hook_timing(settings))
     presence = RedisPresence(broker.commands, prefix, lease, settings.presence_max_members, hooks)
-    passes = PassCache(client, prefix, _VIEW_TTL_S)
-    return _RedisParts(client, broker, presence, passes, PublishOnce(broker, prefix), hooks)
+    return _RedisParts(
+        client=client,
+        broker=broker,
+        presence=presence,
+        occupancy=RedisOccupancy(
+            broker.commands, prefix, lease, "occupancy", counted_channels(apps.by_id), hooks=hooks
+        ),
+        online=RedisOccupancy(broker.commands, prefix, lease, "online", online_announcements),
+        cache=RedisCache(broker, prefix),
+        passes=PassCache(client, prefix, _VIEW_TTL_S),
+        once=PublishOnce(broker, prefix),
+        webhooks=hooks,
+    )
 
 
 def _hook_timing(settings: Settings) -> HookTiming:

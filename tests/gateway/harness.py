@@ -10,22 +10,27 @@ import os
 import secrets
 import socket as sockets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import uvicorn
 
 from gateway.apps import App, Apps
 from gateway.auth import AuthError, Identity
 from gateway.broker import BrokerUnavailable, MemoryBroker, MemoryBus
+from gateway.cache import MemoryCache
 from gateway.commands import Reply
 from gateway.fallback import Fallback
 from gateway.frames import push_body
 from gateway.node import Node, Publication
+from gateway.occupancy import MemoryOccupancy, MemoryTotals, counted_channels
 from gateway.presence import MemoryPresence
+from gateway.redis_cache import RedisCache
+from gateway.redis_occupancy import RedisOccupancy
 from gateway.server import HttpProtocol
 from gateway.settings import Settings
 from gateway.socket import GatewayProtocol
 from gateway.telemetry import Telemetry
+from gateway.users import online_announcements
 from persistence.clock import Clock
 from statemachine.goal import Role
 
@@ -34,8 +39,12 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from gateway.broker import Broker
+    from gateway.cache import Cache
     from gateway.commands import GoalCommand
+    from gateway.occupancy import Occupancy
     from gateway.presence import Presence
+    from gateway.redis_broker import RedisBroker
+    from gateway.redis_lease import RedisLease
 
 PATIENCE_S = 10.0
 APP = App(id="1", key="app-key", secret="app-secret")
@@ -153,15 +162,54 @@ class Gateway:
         return self.node.telemetry.registry.get_sample_value(name) or 0.0
 
 
+class Shared(NamedTuple):
+    """What nodes know together, beside broker and presence."""
+
+    occupancy: Occupancy
+    online: Occupancy
+    cache: Cache
+
+
+def memory_shared(
+    broker: Broker,
+    apps: Apps,
+    node_id: str = "n",
+    totals: tuple[MemoryTotals, MemoryTotals] | None = None,
+) -> Shared:
+    """In memory, of this node alone unless it is given what others use, too."""
+    assert isinstance(broker, MemoryBroker), "a Redis broker needs redis_shared()"
+    occupied, online = totals or (MemoryTotals(), MemoryTotals())
+    return Shared(
+        MemoryOccupancy(broker, node_id, occupied, counted_channels(apps.by_id)),
+        MemoryOccupancy(broker, node_id, online, online_announcements),
+        MemoryCache(broker.bus),
+    )
+
+
+def redis_shared(
+    broker: RedisBroker, apps: Apps, prefix: str, lease: RedisLease, throttle_s: float = 5.0
+) -> Shared:
+    """In Redis, as in production."""
+    announce = counted_channels(apps.by_id)
+    commands = broker.commands
+    return Shared(
+        RedisOccupancy(commands, prefix, lease, "occupancy", announce, throttle_s),
+        RedisOccupancy(commands, prefix, lease, "online", online_announcements),
+        RedisCache(broker, prefix),
+    )
+
+
 @contextlib.asynccontextmanager
 async def running_gateway(
     settings: Settings | None = None,
     apps: Apps | None = None,
     broker: Broker | None = None,
     presence: Callable[[Broker], Presence] | None = None,
+    shared: Shared | None = None,
 ) -> AsyncIterator[Gateway]:
     """A gateway on a free port; over memory unless it is given a broker and a presence."""
     settings = settings or settings_for_tests()
+    apps = apps or Apps([APP])
     if broker is None:
         broker = memory = MemoryBroker(MemoryBus())
         members: Presence = MemoryPresence(memory, "n", settings.presence_max_members)
@@ -169,8 +217,19 @@ async def running_gateway(
         assert presence is not None
         members = presence(broker)
     commands, tokens = CommandsForTests(), TokensForTests()
+    shared = shared or memory_shared(broker, apps)
     node = Node(
-        settings, apps or Apps([APP]), broker, members, Clock(), tokens, commands, Telemetry()
+        settings,
+        apps,
+        broker,
+        members,
+        Clock(),
+        tokens,
+        commands,
+        Telemetry(),
+        occupancy=shared.occupancy,
+        online=shared.online,
+        cache=shared.cache,
     )
     await node.start()
     fallback = Fallback(settings.path_prefix)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.apps import Apps
 from gateway.broker import BrokerUnavailable, MemoryBroker, MemoryBus, Publication
 from gateway.fanout import FanOut
 from gateway.frames import frame
@@ -21,7 +22,7 @@ from gateway.redis_lease import RedisLease
 from gateway.redis_presence import RedisPresence
 from gateway.tasks import Tasks
 from persistence.embedded_redis import RedisServer
-from tests.gateway.harness import running_gateway, settings_for_tests, until
+from tests.gateway.harness import APP, redis_shared, running_gateway, settings_for_tests, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -357,11 +358,15 @@ async def test_with_a_frozen_redis_sockets_are_answered_and_existing_ones_recove
     prefix = f"test-{secrets.token_hex(6)}"
     broker = RedisBroker(own_redis.url, prefix, "n", 0.3)
 
+    lease = RedisLease(broker.commands, prefix, "n", 10)
+
     def presence(_: Broker) -> Presence:
-        lease = RedisLease(broker.commands, prefix, "n", 10)
         return RedisPresence(broker.commands, prefix, lease, 100)
 
-    async with running_gateway(settings, broker=broker, presence=presence) as gateway:
+    shared = redis_shared(broker, Apps([APP]), prefix, lease)
+    async with running_gateway(
+        settings, broker=broker, presence=presence, shared=shared
+    ) as gateway:
         client = await gateway.connect(path="/app/app-key?token=viewer:v")
         await client.subscribed("private-user@v")
         assert (await client.event())["event"] == "goal.snapshot"
