@@ -25,9 +25,11 @@ import msgspec
 from gateway.auth import hmac_hex
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from gateway.apps import App
+    from gateway.cache import Misses
+    from gateway.occupancy import Handlers
 
 # What comes takes back the end of the same name.
 END_OF: Final = {"channel_occupied": "channel_vacated", "member_added": "member_removed"}
@@ -134,6 +136,26 @@ def client_event(body: bytes, socket_id: str) -> dict[str, object]:
     if relayed.user_id is not msgspec.UNSET:
         told["user_id"] = relayed.user_id
     return told
+
+
+def tell_counts_and_misses(
+    webhooks: Webhooks, app: Callable[[str], App | None], handlers: Handlers, misses: Misses
+) -> None:
+    """Hands in what a node hears of: the counts that it has published, the misses to be told."""
+
+    def counted(app_id: str, channel: str, count: int) -> None:
+        known = app(app_id)
+        if known is not None:
+            told = {"name": "subscription_count", "channel": channel, "subscription_count": count}
+            webhooks.emit(known, told)
+
+    def missed(app_id: str, channel: str) -> None:
+        known = app(app_id)
+        if known is not None:
+            webhooks.emit(known, {"name": "cache_miss", "channel": channel})
+
+    handlers.on_count(counted)
+    misses.on_miss(missed)
 
 
 def event_bytes(name: str, channel: str, user_id: str | None = None) -> bytes:

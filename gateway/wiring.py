@@ -31,6 +31,7 @@ from gateway.telemetry import Telemetry
 from gateway.token_keys import authorizer_of
 from gateway.users import online_announcements
 from gateway.webhook_sender import WebhookSender
+from gateway.webhooks import tell_counts_and_misses
 from persistence.clock import Clock
 from persistence.deadlines import Deadlines
 from persistence.errors import StoreUnavailable
@@ -190,6 +191,7 @@ async def open_parts(
     )
     node.commands = commands
     node.webhooks = redis.webhooks
+    tell_counts_and_misses(redis.webhooks, apps.by_id, redis.occupancy.handlers, redis.cache.misses)
     await node.start()
     stack.push_async_callback(node.stop, settings.drain_s)
     sender = WebhookSender(

@@ -82,7 +82,7 @@ class Backend:
             headers=headers,
         )
 
-    async def get(self, address: str, **query: str) -> httpx.Response:
+    async def get(self, address: str, **query: Any) -> httpx.Response:
         return await self.ask("GET", address, **query)
 
     async def post(
