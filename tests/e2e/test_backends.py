@@ -40,6 +40,7 @@ def python_backend(gateway: Gateway, **changes: Any) -> pusher.Pusher:
     )
 
 
+@pytest.mark.pusher("clients", "pusher for Node triggers, and leaves a socket out")
 async def test_an_event_from_node_reaches_everyone_but_the_excluded_socket(stage: Stage) -> None:
     sender = await stage.party("sender", "viewer")
     listener = await stage.party("listener", "viewer")
@@ -67,6 +68,7 @@ async def test_an_event_from_node_reaches_everyone_but_the_excluded_socket(stage
     assert sender.pushes() == {("last", channel): 1}
 
 
+@pytest.mark.pusher("clients", "pusher for Node triggers on many channels at once")
 async def test_one_trigger_from_node_reaches_many_channels_once_each(stage: Stage) -> None:
     listener = await stage.party("listener", "viewer")
     channels = [stage.user(f"news{number}") for number in range(3)]
@@ -81,6 +83,7 @@ async def test_one_trigger_from_node_reaches_many_channels_once_each(stage: Stag
     assert listener.pushes() == {("headline", channel): 1 for channel in channels}
 
 
+@pytest.mark.pusher("1.8", "#server-to-user-ID reaches the signed-in sockets of that user alone")
 async def test_an_event_to_a_user_reaches_each_of_his_signed_in_sockets_alone(
     stage: Stage,
 ) -> None:
@@ -98,6 +101,7 @@ async def test_an_event_to_a_user_reaches_each_of_his_signed_in_sockets_alone(
         assert (await party.expect("news", kind="user")).data == {"for": party.user_id}
 
 
+@pytest.mark.pusher("2.1", "a wrong secret is a 401, as the libraries expect it")
 async def test_a_backend_with_a_wrong_secret_is_refused(stage: Stage) -> None:
     async with Backend("backend") as backend:
         options = {**stage.gateway.backend_options(), "secret": "another"}
@@ -109,6 +113,7 @@ async def test_a_backend_with_a_wrong_secret_is_refused(stage: Stage) -> None:
     assert refused.value.status == 401
 
 
+@pytest.mark.pusher("clients", "pusher for Python triggers, and leaves a socket out")
 async def test_an_event_from_python_reaches_everyone_but_the_excluded_socket(stage: Stage) -> None:
     sender = await stage.party("sender", "viewer")
     listener = await stage.party("listener", "viewer")
@@ -127,6 +132,7 @@ async def test_an_event_from_python_reaches_everyone_but_the_excluded_socket(sta
     assert sender.pushes() == {("last", channel): 1}
 
 
+@pytest.mark.pusher("2.1", "a wrong secret is a 401, as the libraries expect it")
 async def test_a_python_backend_with_a_wrong_secret_is_refused(stage: Stage) -> None:
     backend = python_backend(stage.gateway, secret="another")
 
@@ -148,6 +154,7 @@ async def test_an_event_over_the_limit_is_refused_and_nobody_gets_it(stage: Stag
     assert listener.pushes() == {("headline", channel): 1}
 
 
+@pytest.mark.pusher("clients", "Pysher (protocol 6) subscribes and receives")
 async def test_pysher_receives_events_of_a_private_channel(stage: Stage) -> None:
     """Pysher speaks protocol 6 and parses connection_established as a string."""
     loop = asyncio.get_running_loop()

@@ -57,7 +57,7 @@ async def viewer_app(browser: Browser, stage: Stage) -> AsyncIterator[BrowserApp
         assert page.complaints == []
 
 
-@pytest.mark.pusher("Clients", "pusher-js in a browser: web and worker build, every transport")
+@pytest.mark.pusher("clients", "pusher-js in a browser: web and worker build, every transport")
 @pytest.mark.parametrize(
     ("worker", "transport"),
     [
@@ -96,7 +96,7 @@ async def test_an_app_subscribes_hears_and_commands(
         assert (await app.expect(kind="event", event="client-to-app"))["data"] == {"n": 1}
 
 
-@pytest.mark.pusher("HTTP fallbacks", "a stream is opened anew after 256 KiB and nothing is lost")
+@pytest.mark.pusher("1.10", "a stream is opened anew after 256 KiB and nothing is lost")
 async def test_pusher_js_loses_nothing_when_it_opens_its_next_stream(
     browser: Browser, address: str, stage: Stage
 ) -> None:
@@ -119,7 +119,7 @@ async def test_pusher_js_loses_nothing_when_it_opens_its_next_stream(
         assert len(opened) >= 2
 
 
-@pytest.mark.pusher("HTTP fallbacks", "a client whose WebSockets are killed falls back by itself")
+@pytest.mark.pusher("1.10", "a client whose WebSockets are killed falls back by itself")
 async def test_an_app_without_websockets_gets_through_all_the_same(
     browser: Browser, address: str, stage: Stage
 ) -> None:
@@ -135,7 +135,7 @@ async def test_an_app_without_websockets_gets_through_all_the_same(
         assert all("WebSocket connection" in complaint for complaint in page.complaints)
 
 
-@pytest.mark.pusher("HTTP fallbacks", "a refused session is told the close code of a socket")
+@pytest.mark.pusher("1.10", "a refused session is told the close code of a socket")
 @pytest.mark.parametrize("transport", ["ws", "xhr_streaming", "xhr_polling"])
 async def test_an_app_with_a_wrong_key_is_told_and_stops(
     browser: Browser, address: str, stage: Stage, transport: str

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(120)
 
 
+@pytest.mark.pusher("clients", "pusher-js in Node: members of a presence channel come and go")
 async def test_members_see_each_other_come_and_go(stage: Stage) -> None:
     anna = await stage.party("anna", "viewer", by="backend")
     bert = await stage.party("bert", "viewer", by="backend")
@@ -39,6 +40,9 @@ async def test_members_see_each_other_come_and_go(stage: Stage) -> None:
     assert not bert.all_of("pusher:member_added")
 
 
+@pytest.mark.pusher(
+    "1.3", "member_added and member_removed on a user's first and last socket, not to the joiner"
+)
 async def test_a_user_with_two_sockets_comes_once_and_goes_with_the_last(stage: Stage) -> None:
     anna = await stage.party("anna", "viewer", by="backend")
     first = await stage.party("bert", "viewer", by="backend")
@@ -72,6 +76,7 @@ async def test_a_user_with_two_sockets_comes_once_and_goes_with_the_last(stage: 
     ]
 
 
+@pytest.mark.pusher("clients", "pusher-js in Node: client events")
 async def test_a_client_event_reaches_the_others_and_not_its_sender(stage: Stage) -> None:
     anna = await stage.party("anna", "viewer", by="backend")
     bert = await stage.party("bert", "viewer", by="backend")
@@ -91,6 +96,7 @@ async def test_a_client_event_reaches_the_others_and_not_its_sender(stage: Stage
     assert bert.all_of("client-typing") == [data]
 
 
+@pytest.mark.pusher("1.7", "on presence a client event carries its sender's user_id")
 async def test_a_client_event_on_presence_names_its_sender(stage: Stage) -> None:
     anna = await stage.party("anna", "viewer", by="backend")
     bert = await stage.party("bert", "viewer", by="backend")
@@ -121,6 +127,7 @@ async def test_client_events_need_a_channel_that_is_private_and_subscribed(stage
     assert listener.all_of("client-typing") == []
 
 
+@pytest.mark.pusher("1.7", "client events over the rate get 4301 and the socket stays open")
 async def test_client_events_over_the_rate_are_refused_and_the_socket_stays(stage: Stage) -> None:
     anna = await stage.party("anna", "viewer", by="backend")
     bert = await stage.party("bert", "viewer", by="backend")
@@ -139,6 +146,7 @@ async def test_client_events_over_the_rate_are_refused_and_the_socket_stays(stag
     assert len(bert.all_of("client-n")) < 40
 
 
+@pytest.mark.pusher("1.3", "a channel's events keep their order")
 async def test_events_keep_their_order_through_the_whole_path(stage: Stage) -> None:
     listener = await stage.party("listener", "viewer")
     channel = stage.user("news")
@@ -192,6 +200,9 @@ async def test_the_audience_channel_opens_when_the_stream_does(stage: Stage) -> 
     assert set(reopened.data["members"]) == {viewer.user_id, signed_in.user_id}
 
 
+@pytest.mark.pusher(
+    "1.5", "a wrong signature is a subscription_error that never tells the right one"
+)
 async def test_a_forged_signature_opens_nothing(stage: Stage) -> None:
     socket = await stage.socket("viewer", "viewer")
     channel = f"private-{stage.user('room')}"
@@ -205,6 +216,7 @@ async def test_a_forged_signature_opens_nothing(stage: Stage) -> None:
     assert "0" * 64 not in str(refused.data)
 
 
+@pytest.mark.pusher("clients", "pusher-js in Node comes back by itself when a gateway stops")
 async def test_a_gateway_that_stops_sends_its_clients_elsewhere_and_they_come_back(
     stage_with: StageBuilder,
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.e2e.node_process import NodeProcess
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ async def echo(stage: Stage, name: str, role: str) -> AsyncIterator[Echo]:
         yield client
 
 
+@pytest.mark.pusher("clients", "laravel-echo listens to public, private and presence channels")
 async def test_echo_listens_to_public_private_and_presence_channels(stage: Stage) -> None:
     await stage.open_session(stage.user("streamer"))
     news = stage.user("news")
@@ -65,6 +68,7 @@ async def test_echo_listens_to_public_private_and_presence_channels(stage: Stage
     assert ended.data["goal_id"] == invited["goal"]["id"]
 
 
+@pytest.mark.pusher("clients", "laravel-echo: here, joining, leaving, whispers")
 async def test_echo_sees_who_is_here_and_hears_whispers(stage: Stage) -> None:
     await stage.open_session(stage.user("streamer"))
     room = f"stream@{stage.user('streamer')}"
@@ -87,6 +91,7 @@ async def test_echo_sees_who_is_here_and_hears_whispers(stage: Stage) -> None:
     assert whisper.data == {"typing": True}
 
 
+@pytest.mark.pusher("clients", "laravel-echo is told when a channel is refused")
 async def test_echo_is_told_when_a_channel_is_refused(stage: Stage) -> None:
     async with echo(stage, "viewer", "viewer") as viewer:
         own = f"user@{stage.user('somebody-else')}"

@@ -97,6 +97,7 @@ async def test_a_command_on_a_node_that_has_no_party_reaches_all_of_them(
     )
 
 
+@pytest.mark.pusher("1.6", "presence counts the members of every node, a user once")
 async def test_presence_counts_the_members_of_every_node_and_a_user_once(
     stage_with: StageBuilder, gateway_with: GatewayBuilder
 ) -> None:
@@ -145,6 +146,7 @@ async def test_the_session_token_read_on_one_node_is_fresh_after_a_command_on_an
     assert token.json()["duration"] == 360
 
 
+@pytest.mark.pusher("1.6", "the members of a killed node leave, once")
 async def test_members_of_a_killed_node_leave_once_when_its_lease_runs_out(
     stage_with: StageBuilder, gateway_with: GatewayBuilder
 ) -> None:

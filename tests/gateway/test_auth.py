@@ -172,14 +172,17 @@ def forge_hs256(payload: dict[str, Any], key: bytes) -> str:
 
 
 class TestSignatures:
+    @pytest.mark.pusher("1.5", "the documentation's vectors of channels and sign-in")
     def test_the_documented_private_channel(self) -> None:
         assert sign_channel(DOCUMENTED, SOCKET, "private-foobar") == f"{DOCUMENTED.key}:{PRIVATE}"
 
+    @pytest.mark.pusher("1.5", "the documentation's vectors of channels and sign-in")
     def test_the_documented_presence_channel(self) -> None:
         auth = sign_channel(DOCUMENTED, SOCKET, "presence-foobar", MEMBER)
 
         assert auth == f"{DOCUMENTED.key}:{PRESENCE}"
 
+    @pytest.mark.pusher("1.5", "the documentation's vectors of channels and sign-in")
     def test_the_documented_signin(self) -> None:
         assert sign_user(DOCUMENTED, SOCKET, '{"id":"12345"}') == f"{DOCUMENTED.key}:{SIGNIN}"
 
@@ -191,6 +194,7 @@ class TestSignatures:
         assert not verify_channel_signature(DOCUMENTED, "1234.1235", "private-foobar", auth, None)
         assert not verify_channel_signature(DOCUMENTED, SOCKET, "private-foobar", auth, "{}")
 
+    @pytest.mark.pusher("1.5", "channel_data is signed to the byte")
     def test_the_data_of_a_member_is_signed_to_the_byte(self) -> None:
         auth = f"{DOCUMENTED.key}:{PRESENCE}"
 
@@ -224,6 +228,7 @@ class TestSignatures:
     def test_the_whole_of_key_and_digest_counts(self, auth: str) -> None:
         assert not verify_channel_signature(DOCUMENTED, SOCKET, "private-foobar", auth, None)
 
+    @pytest.mark.pusher("1.5", "while a secret is rotated both are valid")
     def test_while_the_secret_is_rotated_both_are_valid(self) -> None:
         old = DOCUMENTED
         new = App(id="3", key=old.key, secret="the-new-one", previous_secret=old.secret)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BOTH = pytest.mark.parametrize("streams", [True, False], ids=["streaming", "polling"])
 
 
-@pytest.mark.pusher("HTTP fallbacks", "a session opens, subscribes, hears and sends")
+@pytest.mark.pusher("1.10", "a session opens, subscribes, hears and sends")
 @BOTH
 async def test_a_session_does_what_a_socket_does(streams: bool) -> None:
     async with (
@@ -114,7 +114,7 @@ async def test_a_session_is_present_and_its_end_is_a_leave() -> None:
 # Opening
 
 
-@pytest.mark.pusher("HTTP fallbacks", "a refused session is told the close code of a socket")
+@pytest.mark.pusher("1.10", "a refused session is told the close code of a socket")
 @pytest.mark.parametrize(
     ("key", "query", "headers", "code"),
     [
@@ -166,7 +166,7 @@ async def test_a_session_whose_token_can_not_be_checked_in_time_is_told_to_come_
             assert error["code"] == 4100
 
 
-@pytest.mark.pusher("HTTP fallbacks", "pages of other origins may call (CORS, preflight)")
+@pytest.mark.pusher("1.10", "pages of other origins may call (CORS, preflight)")
 async def test_the_preflight_of_a_page_of_another_origin_is_answered() -> None:
     async with (
         running_gateway() as gateway,
@@ -289,7 +289,7 @@ async def test_many_messages_in_one_call_act_in_their_order() -> None:
 # A session's life
 
 
-@pytest.mark.pusher("HTTP fallbacks", "heartbeats; a client that answers none is closed (4201)")
+@pytest.mark.pusher("1.10", "heartbeats; a client that answers none is closed (4201)")
 async def test_a_stream_has_heartbeats_and_who_answers_none_is_closed() -> None:
     settings = settings_for_tests(activity_timeout_s=0.2, pong_timeout_s=0.3)
     async with (
@@ -321,7 +321,7 @@ async def test_a_silent_poll_ends_with_a_heartbeat_and_the_next_one_hears_what_c
         assert (await client.event())["event"] == "while-away"
 
 
-@pytest.mark.pusher("HTTP fallbacks", "a session ends when nobody holds a stream or polls")
+@pytest.mark.pusher("1.10", "a session ends when nobody holds a stream or polls")
 @BOTH
 async def test_a_session_ends_when_nobody_comes_back(
     streams: bool, monkeypatch: pytest.MonkeyPatch
@@ -342,7 +342,7 @@ async def test_a_session_ends_when_nobody_comes_back(
         assert await client.line() == "o{}"
 
 
-@pytest.mark.pusher("HTTP fallbacks", "a stream is opened anew after 256 KiB and nothing is lost")
+@pytest.mark.pusher("1.10", "a stream is opened anew after 256 KiB and nothing is lost")
 async def test_a_stream_that_has_carried_its_share_waits_for_the_next_one() -> None:
     async with (
         running_gateway() as gateway,
@@ -395,7 +395,7 @@ async def test_a_second_stream_takes_over_and_the_first_one_ends() -> None:
         assert len(gateway.fallback) == 1
 
 
-@pytest.mark.pusher("HTTP fallbacks", "a session that is not read is ended, the others go on")
+@pytest.mark.pusher("1.10", "a session that is not read is ended, the others go on")
 async def test_a_stalled_reader_is_aborted_while_the_others_get_everything() -> None:
     settings = settings_for_tests(send_buffer_bytes=200_000)
     async with (

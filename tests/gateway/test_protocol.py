@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,6 +52,7 @@ def sign_in(machine: PusherProtocol, user: dict[str, Any]) -> Sequence[Effect]:
     return send(machine, "pusher:signin", data={"auth": auth, "user_data": user_data})
 
 
+@pytest.mark.pusher("1.2", "data of subscribe may be an object or a JSON string")
 def test_data_of_subscribe_may_be_an_object_or_a_json_string() -> None:
     machine = protocol()
     as_object = subscribe(machine, "a")
@@ -60,6 +62,7 @@ def test_data_of_subscribe_may_be_an_object_or_a_json_string() -> None:
     assert as_object == as_string == (Subscribe("a"),)
 
 
+@pytest.mark.pusher("1.5", "the documentation's vectors of channels and sign-in")
 def test_pushers_own_vectors_are_accepted() -> None:
     app = App(id="3", key="278d425bdf160c739803", secret="7ad3773142a6692b25b8")
     machine = PusherProtocol(app, "1234.1234", Limits.of(settings_for_tests()), {})
@@ -80,6 +83,7 @@ def test_pushers_own_vectors_are_accepted() -> None:
     assert two == (Subscribe("presence-foobar", member=member),)
 
 
+@pytest.mark.pusher("1.5", "the whole of key:digest counts, for this socket and channel")
 def test_a_signature_of_another_socket_or_with_another_key_is_refused() -> None:
     machine = protocol()
     for auth in (
@@ -94,6 +98,7 @@ def test_a_signature_of_another_socket_or_with_another_key_is_refused() -> None:
     assert machine.opening is None
 
 
+@pytest.mark.pusher("1.6", "encrypted and cache channels are authorized like their base")
 def test_cache_and_encrypted_channels_have_the_kind_of_their_base() -> None:
     machine = protocol()
     assert subscribe(machine, "cache-a") == (Subscribe("cache-a"),)
@@ -105,6 +110,7 @@ def test_cache_and_encrypted_channels_have_the_kind_of_their_base() -> None:
         machine.opened()
 
 
+@pytest.mark.pusher("1.6", "a prefix counts at the beginning of a name only")
 def test_a_prefix_counts_at_the_beginning_only() -> None:
     assert subscribe(protocol(), "foo-private-x") == (Subscribe("foo-private-x"),)
 
@@ -118,6 +124,9 @@ def test_channel_data_without_signature_shows_nobody_but_the_signed_in_user() ->
     assert effect == Subscribe("presence-stream@s", Member("v", b"{}"), live_streamer="s")
 
 
+@pytest.mark.pusher(
+    "1.6", "user_id and user_info of a member have bounds; a numeric id becomes a string"
+)
 def test_presence_needs_a_member_that_fits() -> None:
     machine = protocol(presence_user_info_max_bytes=20)
     for channel_data in (
@@ -169,6 +178,7 @@ def test_a_full_inbox_asks_to_stop_reading_and_an_empty_one_does_not() -> None:
     assert not machine.congested
 
 
+@pytest.mark.pusher("1.8", "a socket signs in as one user only")
 def test_signing_in_twice_as_one_user_works_and_as_another_does_not() -> None:
     machine = protocol()
     assert sent(sign_in(machine, {"id": 7}))["event"] == "pusher:signin_success"
@@ -191,6 +201,7 @@ def test_signing_in_keeps_the_role_that_a_token_proved() -> None:
     )
 
 
+@pytest.mark.pusher("1.8", "a wrong signature or no id signs nobody in")
 def test_a_wrong_signature_or_no_id_signs_nobody_in() -> None:
     machine = protocol()
     data = {"auth": "key:00", "user_data": '{"id":"7"}'}
@@ -200,6 +211,7 @@ def test_a_wrong_signature_or_no_id_signs_nobody_in() -> None:
     assert machine.identity is None
 
 
+@pytest.mark.pusher("1.8", "a watchlist over 100 users is cut (4302) and signs in all the same")
 def test_a_watchlist_over_its_limit_is_cut_and_signs_in_all_the_same() -> None:
     machine = protocol()
     success, notice, _ = sign_in(machine, {"id": "7", "watchlist": list(range(101))})
@@ -210,6 +222,7 @@ def test_a_watchlist_over_its_limit_is_cut_and_signs_in_all_the_same() -> None:
     assert len(machine.identity.watchlist) == WATCHLIST_MAX
 
 
+@pytest.mark.pusher("1.2", "a client event's data keeps the sender's type")
 def test_a_relayed_event_keeps_the_senders_bytes_and_an_absent_data_is_null() -> None:
     machine = protocol()
     machine.subscriptions["private-a"] = None

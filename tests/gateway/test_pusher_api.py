@@ -93,6 +93,7 @@ async def listener(gateway: RunningGateway, apps: Apps) -> AsyncIterator[Listene
 
 
 class TestPublishing:
+    @pytest.mark.pusher("2.2", "POST /events publishes to channels, and is answered {}")
     async def test_an_event_reaches_the_channels_subscriber_exactly_as_published(
         self, caller: Caller, listener: Listener
     ) -> None:
@@ -105,6 +106,7 @@ class TestPublishing:
         assert answer.headers["content-type"] == "application/json"
         assert await listener.next() == {"event": "my-event", "channel": "news", "data": data}
 
+    @pytest.mark.pusher("2.2", "POST /events with channel instead of channels")
     async def test_one_channel_may_be_named_by_itself(
         self, caller: Caller, listener: Listener
     ) -> None:
@@ -124,6 +126,7 @@ class TestPublishing:
 
         assert [(await listener.next())["data"], (await listener.next())["data"]] == ["1", "2"]
 
+    @pytest.mark.pusher("2.2", "socket_id leaves a socket out")
     async def test_the_socket_that_caused_the_event_can_be_left_out(
         self, caller: Caller, listener: Listener
     ) -> None:
@@ -134,12 +137,14 @@ class TestPublishing:
 
         assert (await listener.next())["data"] == "2"
 
+    @pytest.mark.pusher("2.2", "an event goes to 100 channels at most")
     async def test_a_hundred_channels_are_the_most(self, caller: Caller) -> None:
         most = await caller.publish(channels=[f"c{n}" for n in range(100)])
         over = await caller.publish(channels=[f"c{n}" for n in range(101)])
 
         assert (most.status_code, over.status_code) == (200, 400)
 
+    @pytest.mark.pusher("2.2", "an event that is none is a 400 with a reason")
     @pytest.mark.parametrize(
         "event",
         [
@@ -178,12 +183,14 @@ class TestPublishing:
     async def test_a_body_that_is_no_event_is_refused(self, caller: Caller, body: bytes) -> None:
         assert (await caller.post(body)).status_code == 400
 
+    @pytest.mark.pusher("2.2", "data over its bound is a 413")
     async def test_the_data_of_an_event_has_a_bound_in_bytes(self, caller: Caller) -> None:
         fits = await caller.publish(data="ä" * 5_120)
         over = await caller.publish(data="ä" * 5_120 + "a")
 
         assert (fits.status_code, over.status_code) == (200, 413)
 
+    @pytest.mark.pusher("2.2", "a body over its bound is a 413")
     async def test_a_body_has_a_bound_that_is_kept_while_reading(self, caller: Caller) -> None:
         assert (await caller.post(b" " * 262_145)).status_code == 413
 
@@ -218,6 +225,7 @@ class TestWhoMayPublish:
         assert answer.status_code == 401
         assert answer.text == "auth_key and auth_signature don't match this call\n"
 
+    @pytest.mark.pusher("2.1", "auth_timestamp within 600 s")
     async def test_a_call_from_another_time_is_refused(self, caller: Caller) -> None:
         assert (await caller.post(b"{}", auth_timestamp="1353088179")).status_code == 401
 
@@ -295,6 +303,7 @@ class TestTheOfficialLibrary:
         with pytest.raises(pusher.errors.PusherBadAuth):
             await asyncio.to_thread(client.trigger, "public", "event", "data")
 
+    @pytest.mark.pusher("clients", "pusher for Python authorizes channels")
     async def test_its_channel_authorization_opens_a_private_channel(
         self, client: pusher.Pusher, gateway: RunningGateway, apps: Apps
     ) -> None:

@@ -84,7 +84,7 @@ async def test_both_secrets_are_valid_while_one_is_rotated_and_then_the_new_one_
         await client.subscribed("private-c", sign_channel(new, client.socket_id, "private-c"))
 
 
-@pytest.mark.pusher("Close codes", "4003: the app was disabled while the socket was open")
+@pytest.mark.pusher("1.9", "4003: the app was disabled while the socket was open")
 @pytest.mark.parametrize(
     ("two", "code"),
     [

@@ -47,6 +47,7 @@ def fault(
     return None if found is None else found.message
 
 
+@pytest.mark.pusher("2.1", "the documentation's vector")
 def test_the_documented_call_is_accepted() -> None:
     assert hashlib.md5(BODY).hexdigest() == "ec365a775a4cd0599faeb73354201b6f"
 
@@ -55,6 +56,7 @@ def test_the_documented_call_is_accepted() -> None:
     assert fault(query) is None
 
 
+@pytest.mark.pusher("2.1", "nothing about a signed call can be changed")
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
@@ -76,6 +78,7 @@ def test_nothing_about_a_signed_call_can_be_changed(changed: dict[str, object], 
     assert why in found
 
 
+@pytest.mark.pusher("2.1", "a parameter that is missing or wrong is named")
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -100,6 +103,7 @@ def test_a_parameter_that_is_missing_or_wrong_is_named(name: str, value: str | N
     assert name in found
 
 
+@pytest.mark.pusher("2.1", "the right signature is never told")
 def test_the_right_signature_is_never_told() -> None:
     query = urlencode(parameters() | {"auth_signature": "0" * 64}).encode()
 
@@ -124,18 +128,21 @@ def test_a_parameter_that_was_added_later_is_noticed() -> None:
     assert fault(signed(parameters()) + b"&info=user_count") is not None
 
 
+@pytest.mark.pusher("2.1", "names are signed in lower case and sorted")
 def test_names_are_signed_in_lower_case_and_sorted() -> None:
     given = parameters() | {"Info": "user_count", "A": "1"}
 
     assert fault(signed(given)) is None
 
 
+@pytest.mark.pusher("2.1", "an array is signed comma-joined (PHP)")
 def test_an_array_is_signed_comma_joined() -> None:
     query = signed(parameters() | {"info": "a,b"}).replace(b"info=a%2Cb", b"info[]=a&info%5B%5D=b")
 
     assert fault(query) is None
 
 
+@pytest.mark.pusher("2.1", "values are signed unescaped, however they came (Go, requests)")
 def test_values_are_signed_unescaped_whether_they_came_escaped_or_not() -> None:
     escaped = signed(parameters() | {"filter": "presence-a,b=c;d@e"})
     plain = escaped.replace(b"%2C", b",").replace(b"%3D", b"=").replace(b"%3B", b";")
@@ -144,6 +151,7 @@ def test_values_are_signed_unescaped_whether_they_came_escaped_or_not() -> None:
     assert fault(plain) is None
 
 
+@pytest.mark.pusher("2.1", "an empty body may have a body_md5 (Python)")
 def test_an_empty_body_needs_no_digest_and_may_have_one() -> None:
     """pusher-http-python signs the digest of the empty body on GET as well."""
     without = signed(parameters(body_md5=None), method="GET")
@@ -160,6 +168,7 @@ def test_while_the_secret_is_rotated_both_are_valid() -> None:
     assert fault(signed(parameters(), secret="the-new-one"), app=rotating) is None
 
 
+@pytest.mark.pusher("2.1", "the path may be signed as sent, decoded, or without our prefix")
 def test_a_caller_may_have_signed_the_path_as_sent_or_decoded_or_without_our_prefix() -> None:
     paths = signed_paths(b"/duet/apps/3/channels/a%2Cb", "/duet/apps/3/channels/a,b", "/duet")
 

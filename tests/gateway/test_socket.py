@@ -24,6 +24,9 @@ from tests.gateway.harness import (
 # Opening
 
 
+@pytest.mark.pusher(
+    "1.1", "the first frame is connection_established with a socket_id of two numbers"
+)
 async def test_the_first_frame_is_connection_established_with_a_socket_id() -> None:
     async with running_gateway() as gateway, await gateway.open() as client:
         event = await client.event()
@@ -34,6 +37,7 @@ async def test_the_first_frame_is_connection_established_with_a_socket_id() -> N
         assert data["activity_timeout"] == 120
 
 
+@pytest.mark.pusher("1.1", "an offered Sec-WebSocket-Protocol is echoed (Swift)")
 async def test_the_offered_subprotocol_is_echoed() -> None:
     offered = "pusher-channels-protocol-7"
     async with (
@@ -43,6 +47,7 @@ async def test_the_offered_subprotocol_is_echoed() -> None:
         assert f"Sec-WebSocket-Protocol: {offered}\r\n" in client.response
 
 
+@pytest.mark.pusher("1.1", "permessage-deflate is not negotiated")
 async def test_compression_is_refused_because_ready_frames_are_plain() -> None:
     async with (
         running_gateway() as gateway,
@@ -54,6 +59,7 @@ async def test_compression_is_refused_because_ready_frames_are_plain() -> None:
         assert "permessage-deflate" not in client.response
 
 
+@pytest.mark.pusher("1.1", "protocol 5, 6 and 7 are served")
 @pytest.mark.parametrize("version", ["5", "6", "7"])
 async def test_the_protocol_versions_of_pushers_own_clients_are_served(version: str) -> None:
     async with running_gateway() as gateway:
@@ -61,6 +67,9 @@ async def test_the_protocol_versions_of_pushers_own_clients_are_served(version: 
         await client.ping()
 
 
+@pytest.mark.pusher(
+    "1.9", "4001, 4003, 4005, 4006, 4007: a pusher:error and a close with that code"
+)
 @pytest.mark.parametrize(
     ("path", "code"),
     [
@@ -90,6 +99,7 @@ async def test_a_refused_connection_gets_an_error_and_a_close_with_the_same_code
         assert error["message"]
 
 
+@pytest.mark.pusher("1.9", "4008: a missing protocol, in strict mode only")
 async def test_a_missing_protocol_is_refused_in_strict_mode_only() -> None:
     async with running_gateway() as gateway:
         await (await gateway.connect(path="/app/app-key")).close()
@@ -102,6 +112,7 @@ async def test_a_missing_protocol_is_refused_in_strict_mode_only() -> None:
         assert closed.code == 4008
 
 
+@pytest.mark.pusher("1.1", "a path prefix (wsPath) is routed")
 async def test_a_path_prefix_is_part_of_the_path() -> None:
     async with running_gateway(settings_for_tests(path_prefix="/duet")) as gateway:
         await (await gateway.connect(path="/duet/app/app-key?protocol=7")).close()
@@ -109,6 +120,7 @@ async def test_a_path_prefix_is_part_of_the_path() -> None:
             assert (await client.refused())[1].code == 4005
 
 
+@pytest.mark.pusher("1.9", "4004: over the app's connection quota")
 async def test_a_connection_over_the_apps_quota_is_refused_until_one_leaves() -> None:
     apps = Apps([App(id="1", key="app-key", secret="s", max_connections=1)])
     async with running_gateway(apps=apps) as gateway:
@@ -121,6 +133,7 @@ async def test_a_connection_over_the_apps_quota_is_refused_until_one_leaves() ->
         await (await gateway.connect()).close()
 
 
+@pytest.mark.pusher("1.9", "4009: an Origin that the app does not allow")
 @pytest.mark.parametrize(
     ("origin", "allowed"),
     [
@@ -174,6 +187,9 @@ async def test_a_socket_that_is_gone_before_its_token_is_checked_leaves_nothing(
 # Messages
 
 
+@pytest.mark.pusher(
+    "1.3", "a message that makes no sense is answered by pusher:error and the socket stays open"
+)
 @pytest.mark.parametrize(
     "message",
     [
@@ -211,6 +227,7 @@ async def test_a_message_that_makes_no_sense_is_answered_and_the_socket_stays_op
         await client.ping()
 
 
+@pytest.mark.pusher("1.1", "a binary frame is answered by pusher:error and the socket stays open")
 async def test_a_binary_frame_is_answered_and_the_socket_stays_open() -> None:
     async with running_gateway() as gateway, await gateway.connect() as client:
         client.send_frame(2, b"\x00\xff")
@@ -222,6 +239,7 @@ async def test_a_binary_frame_is_answered_and_the_socket_stays_open() -> None:
         await client.ping()
 
 
+@pytest.mark.pusher("1.1", "fragmented messages, control frames in between")
 async def test_a_fragmented_message_with_a_ping_in_between_is_one_message() -> None:
     async with running_gateway() as gateway, await gateway.connect() as client:
         client.send_frame(1, b'{"event":"pusher:', fin=False)
@@ -233,6 +251,7 @@ async def test_a_fragmented_message_with_a_ping_in_between_is_one_message() -> N
         assert (await client.event())["event"] == "pusher:pong"
 
 
+@pytest.mark.pusher("1.1", "a frame may arrive byte by byte")
 async def test_a_message_split_into_single_bytes_is_one_message() -> None:
     async with running_gateway() as gateway, await gateway.connect() as client:
         for byte in masked_frame(1, b'{"event":"pusher:ping","data":"{}"}'):
@@ -242,6 +261,9 @@ async def test_a_message_split_into_single_bytes_is_one_message() -> None:
         assert (await client.event())["event"] == "pusher:pong"
 
 
+@pytest.mark.pusher(
+    "1.9", "1002, 1007, 1009: a broken frame gets the RFC's code and a pusher:error"
+)
 @pytest.mark.parametrize(
     ("sent", "code"),
     [
@@ -266,6 +288,7 @@ async def test_a_broken_frame_gets_an_error_and_the_rfcs_close_code(sent: bytes,
         await client.ended()
 
 
+@pytest.mark.pusher("1.9", "a client's close is echoed")
 async def test_a_clients_close_is_echoed_and_the_connection_ended() -> None:
     async with running_gateway() as gateway, await gateway.connect() as client:
         client.send_frame(8, b"\x0f\xa0bye")
@@ -292,6 +315,7 @@ async def test_a_request_that_is_no_upgrade_is_refused_by_http() -> None:
 # Subscribing
 
 
+@pytest.mark.pusher("1.6", "public, private and presence channels")
 async def test_public_private_and_presence_channels_are_subscribed_by_signature() -> None:
     async with running_gateway() as gateway, await gateway.connect() as client:
         assert await client.subscribed("public") == {}
@@ -304,6 +328,9 @@ async def test_public_private_and_presence_channels_are_subscribed_by_signature(
         assert state == {"presence": {"ids": ["7"], "hash": {"7": {"name": "A"}}, "count": 1}}
 
 
+@pytest.mark.pusher(
+    "1.5", "a wrong signature is a subscription_error that never tells the right one"
+)
 async def test_a_wrong_signature_is_a_subscription_error_that_tells_no_digest() -> None:
     async with running_gateway() as gateway, await gateway.connect() as client:
         right = sign_channel(APP, client.socket_id, "private-b")
@@ -318,6 +345,7 @@ async def test_a_wrong_signature_is_a_subscription_error_that_tells_no_digest() 
         await client.ping()
 
 
+@pytest.mark.pusher("1.3", "a second subscription to a channel is a pusher:error with code null")
 async def test_a_second_subscription_to_a_channel_is_an_error() -> None:
     async with running_gateway() as gateway, await gateway.connect() as client:
         await client.subscribed("c")
@@ -327,6 +355,7 @@ async def test_a_second_subscription_to_a_channel_is_an_error() -> None:
         assert error["data"] == {"code": None, "message": "Existing subscription to channel c"}
 
 
+@pytest.mark.pusher("1.3", "unsubscribe is silent and repeatable")
 async def test_unsubscribe_is_silent_and_repeatable_and_one_may_come_back() -> None:
     async with running_gateway() as gateway, await gateway.connect() as client:
         await client.subscribed("c")
@@ -341,6 +370,7 @@ async def test_unsubscribe_is_silent_and_repeatable_and_one_may_come_back() -> N
         assert json.loads((await client.event())["data"]) == {"n": 1}
 
 
+@pytest.mark.pusher("1.3", "messages act in the order in which they were sent")
 async def test_messages_sent_in_one_breath_act_in_their_order() -> None:
     async with running_gateway() as gateway, await gateway.connect() as client:
         auth = sign_channel(APP, client.socket_id, "private-a")
@@ -403,6 +433,7 @@ async def test_being_live_is_remembered_until_it_is_dropped_on_every_node() -> N
         assert (await viewer.event())["data"]["status"] == 403
 
 
+@pytest.mark.pusher("1.5", "presence without channel_data takes the signed-in user's")
 async def test_a_signed_in_user_has_presence_and_user_events_without_channel_data() -> None:
     async with running_gateway() as gateway, await gateway.connect() as client:
         client.subscribe("#server-to-user-7")
@@ -423,6 +454,9 @@ async def test_a_signed_in_user_has_presence_and_user_events_without_channel_dat
         assert (await client.event())["event"] == "pusher:subscription_error"
 
 
+@pytest.mark.pusher(
+    "1.3", "member_added and member_removed on a user's first and last socket, not to the joiner"
+)
 async def test_members_come_and_go_once_per_user_and_not_for_themselves() -> None:
     async with running_gateway() as gateway:
         watcher = await _member(gateway, "w")
@@ -438,6 +472,7 @@ async def test_members_come_and_go_once_per_user_and_not_for_themselves() -> Non
         await watcher.ping()
 
 
+@pytest.mark.pusher("1.6", "a full presence channel refuses new members only")
 async def test_a_full_presence_channel_refuses_new_members_only() -> None:
     async with running_gateway(settings_for_tests(presence_max_members=1)) as gateway:
         await _member(gateway, "u")
@@ -501,6 +536,7 @@ async def test_someone_elses_signed_user_channel_has_no_snapshot_and_binds_nobod
 # Client events
 
 
+@pytest.mark.pusher("1.7", "a client event reaches everyone on the channel but its sender")
 async def test_a_client_event_reaches_everyone_on_the_channel_but_its_sender() -> None:
     async with running_gateway() as gateway:
         sender, other = await _member(gateway, "a"), await _member(gateway, "b")
@@ -514,6 +550,9 @@ async def test_a_client_event_reaches_everyone_on_the_channel_but_its_sender() -
         await sender.ping()
 
 
+@pytest.mark.pusher(
+    "1.7", "client events need a private or presence channel that the sender is subscribed to"
+)
 @pytest.mark.parametrize(
     "message",
     [
@@ -536,6 +575,7 @@ async def test_a_client_event_against_the_rules_is_an_error_and_goes_nowhere(
         await other.ping()
 
 
+@pytest.mark.pusher("1.7", "client events can be switched off for an app")
 async def test_client_events_of_an_app_without_them_are_refused() -> None:
     apps = Apps([App(id="1", key="app-key", secret="app-secret", client_events=False)])
     async with running_gateway(apps=apps) as gateway:
@@ -545,6 +585,7 @@ async def test_client_events_of_an_app_without_them_are_refused() -> None:
         assert "not enabled" in (await client.event())["data"]["message"]
 
 
+@pytest.mark.pusher("1.7", "client events over the rate get 4301 and the socket stays open")
 async def test_client_events_over_the_rate_get_4301_and_the_socket_stays_open() -> None:
     settings = settings_for_tests(client_event_rate_per_s=2)
     async with running_gateway(settings) as gateway:
@@ -652,6 +693,7 @@ async def test_a_signature_over_ones_own_user_channel_proves_the_user_without_a_
 # Liveness
 
 
+@pytest.mark.pusher("1.9", "4201: a client that does not answer a ping")
 async def test_a_silent_client_is_pinged_and_closed_when_it_does_not_answer() -> None:
     settings = settings_for_tests(activity_timeout_s=0.1, pong_timeout_s=0.1)
     async with running_gateway(settings) as gateway, await gateway.connect() as client:
@@ -661,6 +703,7 @@ async def test_a_silent_client_is_pinged_and_closed_when_it_does_not_answer() ->
         assert error["code"] == closed.code == 4201
 
 
+@pytest.mark.pusher("1.4", "a silent client is pinged; whoever answers stays")
 async def test_a_client_that_answers_pings_stays() -> None:
     settings = settings_for_tests(activity_timeout_s=0.05, pong_timeout_s=1)
     async with running_gateway(settings) as gateway, await gateway.connect() as client:
@@ -679,6 +722,7 @@ async def test_a_peer_that_ignores_the_close_is_aborted() -> None:
         await until(lambda: not gateway.server.server_state.connections)
 
 
+@pytest.mark.pusher("1.8", "4009: authorized connections only")
 async def test_an_authorized_only_app_closes_those_who_stay_anonymous() -> None:
     app = App(
         id="1",
@@ -716,6 +760,7 @@ async def test_a_stalled_reader_is_aborted_while_the_others_get_everything() -> 
         await reading.ping()
 
 
+@pytest.mark.pusher("1.9", "4200: a stopping node sends its sockets away in slices")
 async def test_a_stopping_node_asks_everyone_to_reconnect_over_the_drain() -> None:
     async with running_gateway(settings_for_tests(drain_s=0.3)) as gateway:
         clients = [await gateway.connect() for _ in range(6)]
@@ -735,6 +780,7 @@ async def test_a_stopping_node_asks_everyone_to_reconnect_over_the_drain() -> No
         assert (await late.refused())[1].code == 4100
 
 
+@pytest.mark.pusher("1.8", "terminating a user closes his signed-in sockets (4009)")
 async def test_terminating_a_user_closes_the_sockets_that_signed_in_as_it() -> None:
     async with running_gateway() as gateway:
         one = await gateway.connect(path="/app/app-key?token=viewer:v")
