@@ -289,6 +289,7 @@ def start_replica_set(
     guard: ServerGuard,
     members: int = 1,
     *,
+    name: str = "mongod",
     data_directory: Path | None = None,
     settings: Mapping[str, object] | None = None,
     extra_args: Sequence[str] = (),
@@ -298,6 +299,7 @@ def start_replica_set(
     Args:
         guard: What ends the servers.
         members: How many.
+        name: What they are called under the guard; another set under it needs another name.
         data_directory: Where each keeps its data in a directory of its own; without it the data
             goes when the guard goes.
         settings: The replica set's settings.
@@ -312,7 +314,7 @@ def start_replica_set(
         [
             Mongod(
                 guard,
-                name="mongod" if members == 1 else f"mongod-{number}",
+                name=name if members == 1 else f"{name}-{number}",
                 data_directory=data_directory,
                 extra_args=extra_args,
             )

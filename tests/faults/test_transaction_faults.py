@@ -1,0 +1,250 @@
+"""MongoDB's own failpoints amid a command: carried out once, or refused as one to be asked again.
+
+Source: the driver's specification of transactions (TransientTransactionError,
+UnknownTransactionCommitResult).
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pymongo import MongoClient
+
+from persistence.embedded_mongod import mongod_path, start_replica_set
+from persistence.errors import StoreUnavailable
+from persistence.intents import Done
+from persistence.store import application_name
+from statemachine.goal import CommandName
+from tests.conftest import require
+from tests.persistence.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from persistence.embedded_process import ServerGuard
+
+DEADLINE_S = 2.0
+ANSWER_WITHIN_S = DEADLINE_S + 0.6
+# Longer than a command may take, so that it is given up first.
+BLOCKED_MS = 3_000
+
+NO_SUCH_TRANSACTION = 251
+WRITE_CONFLICT = 112
+PRIMARY_STEPPED_DOWN = 189
+OUT_OF_DISK_SPACE = 14031
+WRITE_CONCERN_FAILED = 64
+ILLEGAL_OPERATION = 20
+
+
+@pytest.fixture(scope="module")
+def failing_mongodb(server_guard: ServerGuard) -> Iterator[MongoClient[dict[str, Any]]]:
+    """A MongoDB that can be told to fail."""
+    require(mongod_path(), "there is no mongod, neither on PATH nor in a wheel")
+    servers = start_replica_set(
+        server_guard, name="failing", extra_args=["--setParameter=enableTestCommands=1"]
+    )
+    with MongoClient[dict[str, Any]](servers.url, tz_aware=True) as client:
+        yield client
+
+
+@pytest.fixture
+async def world(failing_mongodb: MongoClient[dict[str, Any]]) -> AsyncIterator[World]:
+    address = failing_mongodb.address
+    assert address is not None
+    world = World(
+        f"mongodb://{address[0]}:{address[1]}/?replicaSet=rs0", failing_mongodb["failing"]
+    )
+    for name in world.raw.list_collection_names():
+        world.raw[name].delete_many({})
+    await world.add_node(deadline_s=DEADLINE_S)
+    yield world
+    await world.close()
+
+
+@contextmanager
+def failing(world: World, mode: object, **data: Any) -> Iterator[None]:
+    """Lets commands of the nodes fail, and of nobody else."""
+    failpoint = {
+        "configureFailPoint": "failCommand",
+        "mode": mode,
+        "data": {"appName": _application(world), **data},
+    }
+    admin = world.raw.client.admin
+    admin.command(failpoint)
+    try:
+        yield
+    finally:
+        admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+
+
+def _application(world: World) -> str:
+    return application_name(world.raw.name, world.node.store.owner)
+
+
+def once(**data: Any) -> dict[str, Any]:
+    return {"mode": {"times": 1}, **data}
+
+
+async def assert_agreed_once(world: World, goal_id: str) -> None:
+    """The agreement stands, with one of everything that it makes."""
+    row = world.goal_row(goal_id)
+    assert (row["state"], row["version"]) == ("agreed", 2)
+    assert [entry["event_id"] for entry in row["outbox"]] == [f"{goal_id}:2:goal.ended"]
+    assert world.movements(goal_id) == ["hold"]
+    again = await world.ask(CommandName.AGREE, goal_id, request_id="one")
+    assert isinstance(again, Done), again
+    assert world.goal_row(goal_id)["version"] == 2
+    # Nothing is locked: a plain update passes at once.
+    world.raw.command(
+        "update",
+        "goals",
+        updates=[{"q": {"_id": row["_id"]}, "u": {"$set": {"progress": 1}}}],
+        maxTimeMS=1000,
+    )
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(
+            once(failCommands=["findAndModify"], errorCode=NO_SUCH_TRANSACTION,
+                 errorLabels=["TransientTransactionError"]),
+            id="the transaction is gone at its first write",
+        ),
+        pytest.param(
+            once(failCommands=["update"], errorCode=WRITE_CONFLICT,
+                 errorLabels=["TransientTransactionError"]),
+            id="a write conflict at the Session",
+        ),
+        pytest.param(
+            once(failCommands=["insert"], closeConnection=True),
+            id="the connection breaks amid the transaction",
+        ),
+        pytest.param(
+            once(failCommands=["commitTransaction"], errorCode=NO_SUCH_TRANSACTION,
+                 errorLabels=["TransientTransactionError"]),
+            id="the transaction is gone at the commit",
+        ),
+        pytest.param(
+            once(failCommands=["commitTransaction"], closeConnection=True),
+            id="the connection breaks before the commit",
+        ),
+        pytest.param(
+            {"mode": {"times": 2}, "failCommands": ["commitTransaction"],
+             "errorCode": PRIMARY_STEPPED_DOWN,
+             "errorLabels": ["RetryableWriteError", "UnknownTransactionCommitResult"]},
+            id="the primary steps down at the commit, twice",
+        ),
+        pytest.param(
+            once(failCommands=["commitTransaction"],
+                 writeConcernError={"code": WRITE_CONCERN_FAILED, "errmsg": "no majority yet"},
+                 errorLabels=["UnknownTransactionCommitResult"]),
+            id="committed, and no majority has said so",
+        ),
+        pytest.param(
+            once(failCommands=["find"], closeConnection=True), id="the connection breaks at a read"
+        ),
+    ],
+)  # fmt: skip
+async def test_what_the_driver_may_repeat_succeeds_at_once(
+    world: World, fault: dict[str, Any]
+) -> None:
+    goal_id = await world.invited(await world.session())
+
+    with failing(world, **fault):
+        asked_at_s = time.monotonic()
+        agreed = await world.ask(CommandName.AGREE, goal_id, request_id="one")
+        took_s = time.monotonic() - asked_at_s
+
+    assert isinstance(agreed, Done), agreed
+    assert took_s < ANSWER_WITHIN_S
+    await assert_agreed_once(world, goal_id)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(
+            {"failCommands": ["findAndModify", "insert", "update"],
+             "errorCode": OUT_OF_DISK_SPACE},
+            id="the disk is full",
+        ),
+        pytest.param(
+            {"failCommands": ["commitTransaction"], "errorCode": OUT_OF_DISK_SPACE},
+            id="the disk is full at the commit",
+        ),
+        pytest.param(
+            {"failCommands": ["findAndModify", "insert", "update"],
+             "errorCode": ILLEGAL_OPERATION},
+            id="the server is read-only",
+        ),
+        pytest.param(
+            {"failCommands": ["findAndModify"], "errorCode": WRITE_CONFLICT,
+             "errorLabels": ["TransientTransactionError"]},
+            id="conflicts without end",
+        ),
+        pytest.param(
+            {"failCommands": ["commitTransaction"], "closeConnection": True},
+            id="every connection breaks before the commit",
+        ),
+        pytest.param(
+            {"failCommands": ["commitTransaction"],
+             "writeConcernError": {"code": WRITE_CONCERN_FAILED, "errmsg": "no majority"},
+             "errorLabels": ["UnknownTransactionCommitResult"]},
+            id="committed, and never a majority",
+        ),
+        pytest.param(
+            {"failCommands": ["commitTransaction"], "blockConnection": True,
+             "blockTimeMS": BLOCKED_MS},
+            id="the commit hangs",
+        ),
+        pytest.param(
+            {"failCommands": ["find"], "blockConnection": True, "blockTimeMS": BLOCKED_MS},
+            id="reads hang",
+        ),
+    ],
+)  # fmt: skip
+async def test_what_lasts_is_unavailable_in_time_and_done_once_when_it_is_asked_again(
+    world: World, fault: dict[str, Any]
+) -> None:
+    goal_id = await world.invited(await world.session())
+
+    with failing(world, "alwaysOn", **fault):
+        asked_at_s = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            await world.ask(CommandName.AGREE, goal_id, request_id="one")
+        took_s = time.monotonic() - asked_at_s
+
+    assert took_s < ANSWER_WITHIN_S
+    while True:
+        try:
+            agreed = await world.ask(CommandName.AGREE, goal_id, request_id="one")
+        except StoreUnavailable:
+            continue
+        break
+    assert isinstance(agreed, Done), agreed
+    await assert_agreed_once(world, goal_id)
+
+
+async def test_an_invitation_whose_commit_nobody_knows_of_is_held_once(world: World) -> None:
+    session = await world.session()
+
+    with (
+        failing(
+            world,
+            "alwaysOn",
+            failCommands=["commitTransaction"],
+            writeConcernError={"code": WRITE_CONCERN_FAILED, "errmsg": "no majority"},
+            errorLabels=["UnknownTransactionCommitResult"],
+        ),
+        pytest.raises(StoreUnavailable),
+    ):
+        await world.invite(session, request_id="one")
+    answers = [await world.invite(session, request_id="one") for _ in range(2)]
+
+    [goal] = world.raw["goals"].find()
+    assert [answer.goal["id"] for answer in answers if answer.goal] == [str(goal["_id"])] * 2
+    assert world.movements(str(goal["_id"])) == ["hold"]
