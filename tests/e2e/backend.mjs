@@ -16,6 +16,15 @@ serve({
   async trigger({ channels, event, data, params }) {
     return answer(await pusher.trigger(channels, event, data, params));
   },
+  async trigger_batch({ batch }) {
+    return answer(await pusher.triggerBatch(batch));
+  },
+  async get({ path, params }) {
+    return answer(await pusher.get({ path, params }));
+  },
+  async terminate({ user }) {
+    return answer(await pusher.terminateUserConnections(user));
+  },
   async send_to_user({ user, event, data }) {
     return answer(await pusher.sendToUser(user, event, data));
   },

@@ -55,13 +55,20 @@ class Party(NodeProcess):
         return f"presence-stream-viewer@{self.user_id}.preview.{viewer.user_id}"
 
     async def connect(
-        self, gateway: Gateway, *, by: str = "endpoint", info: dict[str, Any] | None = None
+        self,
+        gateway: Gateway,
+        *,
+        by: str = "endpoint",
+        info: dict[str, Any] | None = None,
+        app: dict[str, Any] | None = None,
     ) -> None:
         """Connects and waits for the socket id.
 
         Args:
             by: `endpoint` (the gateway signs for a JWT), `signin` (signed in by the gateway, no
                 signatures on channels), `backend` (the customer's backend signs), `none`.
+            info: What others see of the user.
+            app: Other options for the library of the customer's backend.
         """
         self.channels = []
         await self.order(
@@ -72,7 +79,7 @@ class Party(NodeProcess):
                 "by": by,
                 "url": gateway.url,
                 "token": gateway.token(self.user_id, self.role),
-                "app": gateway.backend_options(),
+                "app": app or gateway.backend_options(),
                 "user": {"id": self.user_id, "info": info or {"name": self.user_id}},
             },
         )
