@@ -232,8 +232,8 @@ class Node:
 
     async def _catch_up(self) -> None:
         """Tells what may have been missed where it can be told again."""
-        await self.users.tell_again()
         await self.subscribing.snapshots_again()
+        await self.users.tell_again()
 
     # Sockets
 

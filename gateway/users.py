@@ -134,13 +134,17 @@ class Users:
 
     async def tell_again(self) -> None:
         """Tells every watching connection who is online and who is not, after a broker's gap."""
-        for connection, users in list(self._watching.items()):
-            app_id = connection.pusher.app.id
+        pause_s = _RETRY_LEAST_S
+        waiting = list(self._watching.items())
+        while waiting:
+            connection, users = waiting[-1]
             try:
-                online = await self._online_of(app_id, users)
+                online = await self._online_of(connection.pusher.app.id, users)
             except BrokerUnavailable:
-                # The next gap, which this outage is sure to make, does it.
-                return
+                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311
+                pause_s = min(pause_s * 2, _RETRY_MOST_S)
+                continue
+            waiting.pop()
             if self._watching.get(connection) is users:
                 offline = [user_id for user_id in users if user_id not in online]
                 connection.write(frames.frame(frames.watchlist_body(online, offline)))
