@@ -70,12 +70,16 @@ COUNT: Final = Count()
 
 
 def counted_channels(app_of: Callable[[str], App | None]) -> Announce:
-    """Announces the counts of channels of the apps that want them, but not of presence channels."""
+    """Announces the counts of channels of the apps that want them.
+
+    Not of presence channels, and not of one user's own.
+    """
+    uncounted = {ChannelKind.PRESENCE, ChannelKind.USER_EVENTS}
 
     def announce(app_id: str, channel: str) -> Count | None:
         app = app_of(app_id)
         wanted = app is not None and app.subscription_count
-        return COUNT if wanted and channel_kind(channel) is not ChannelKind.PRESENCE else None
+        return COUNT if wanted and channel_kind(channel) not in uncounted else None
 
     return announce
 

@@ -13,10 +13,10 @@ from urllib.parse import quote, urlencode
 import pytest
 import pytest_asyncio
 import redis.asyncio
-from websockets.asyncio.client import connect
 
 from gateway.apps import App, Apps
-from gateway.auth import hmac_hex, sign_channel, sign_user
+from gateway.auth import hmac_hex
+from tests.gateway.member import PATIENCE_S, Member
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from gateway.settings import Settings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-PATIENCE_S = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -91,49 +89,6 @@ class Backend:
         return await self.ask("POST", address, json.dumps(document).encode(), headers=headers)
 
 
-class Member:
-    """A socket of an app."""
-
-    def __init__(self, socket: Any, app: App, socket_id: str) -> None:
-        self._socket = socket
-        self.app = app
-        self.socket_id = socket_id
-
-    async def next(self) -> dict[str, Any]:
-        async with asyncio.timeout(PATIENCE_S):
-            event: dict[str, Any] = json.loads(await self._socket.recv())
-        return event
-
-    async def send(self, event: str, **data: Any) -> None:
-        await self._socket.send(json.dumps({"event": event, "data": data}))
-
-    async def subscribe(self, channel: str, user_id: str | None = None) -> None:
-        """Subscribes; as `user_id` on a presence channel."""
-        data = None if user_id is None else json.dumps({"user_id": user_id})
-        asked = {"channel": channel, "auth": sign_channel(self.app, self.socket_id, channel, data)}
-        if data is not None:
-            asked["channel_data"] = data
-        await self.send("pusher:subscribe", **asked)
-        while True:
-            event = await self.next()
-            if event["event"] == "pusher_internal:subscription_succeeded":
-                return
-            assert event["event"].startswith("pusher_internal:"), event
-
-    async def sign_in(self, user_id: str) -> None:
-        user_data = json.dumps({"id": user_id})
-        auth = sign_user(self.app, self.socket_id, user_data)
-        await self.send("pusher:signin", auth=auth, user_data=user_data)
-        assert (await self.next())["event"] == "pusher:signin_success"
-
-    async def closed(self) -> int:
-        """Waits for the close and returns its code."""
-        async with asyncio.timeout(PATIENCE_S):
-            await self._socket.wait_closed()
-        code: int = self._socket.close_code
-        return code
-
-
 @pytest_asyncio.fixture(loop_scope="module")
 async def member(gateway: RunningGateway) -> AsyncIterator[Callable[..., Any]]:
     """member() is a connected socket of the first app, or of the one that is given."""
@@ -141,10 +96,7 @@ async def member(gateway: RunningGateway) -> AsyncIterator[Callable[..., Any]]:
 
         async def make(app: App | None = None) -> Member:
             app = app or gateway.parts.apps.first
-            url = f"{gateway.ws_url}/app/{app.key}?protocol=7"
-            socket = await stack.enter_async_context(connect(url))
-            established = json.loads(await socket.recv())
-            return Member(socket, app, json.loads(established["data"])["socket_id"])
+            return await stack.enter_async_context(Member.connected(gateway, app))
 
         yield make
 
