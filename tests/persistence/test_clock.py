@@ -7,12 +7,17 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from bson import ObjectId
 
 from persistence.clock import Clock, milliseconds
 from persistence.store import Store
+from statemachine.goal import CommandName, Role
+from tests.persistence.world import code_of
 
 if TYPE_CHECKING:
     from pymongo.database import Database
+
+    from tests.persistence.world import World
 
 
 def test_the_time_is_aware_in_utc_and_in_whole_milliseconds() -> None:
@@ -125,3 +130,61 @@ async def test_a_store_that_opens_sets_a_wrong_clock_right_in_any_time_zone(
         time.tzset()
 
     assert abs(clock.now() - datetime.now(UTC)) < timedelta(seconds=5)
+
+
+@pytest.mark.parametrize("off_s", [-300.0, 300.0], ids=["slow", "fast"])
+async def test_a_node_whose_machine_is_five_minutes_off_expires_and_pays_as_the_others_do(
+    world: World, off_s: float
+) -> None:
+    """Its claims, deadlines and agreements are by MongoDB's time, as everybody's are."""
+    clock = Clock()
+    clock._offset_s += off_s  # as its machine's wall clock has it
+    off = await world.add_node(clock=clock)
+    world.clock.at = datetime.now(UTC)
+    standing = await world.invited(await world.session("anna"), node=off)
+    overdue = await world.invited(await world.session("berta"), node=off)
+    agreed = await world.agreed(await world.session("clara"))
+    past = datetime.now(UTC) - timedelta(milliseconds=10)
+    for goal_id in (overdue, agreed):
+        world.raw["goals"].update_one(
+            {"_id": ObjectId(goal_id)}, {"$set": {"due_at": past, "exp": past}}
+        )
+
+    assert abs(clock.now() - datetime.now(UTC)) < timedelta(seconds=5)
+    late = await world.ask(CommandName.AGREE, overdue, by="berta", node=off)
+    early = await world.ask(CommandName.EXPIRE, standing, by=None, role=Role.TIMER, node=off)
+    answers = await off.fire_due()
+    world.clock.at = datetime.now(UTC)
+    answers += await world.node.fire_due()
+
+    assert (code_of(late), code_of(early)) == ("goal_expired", "too_early")
+    assert [code_of(answer) for answer in answers] == ["ok"] * 2, "each once, by either"
+    assert [world.movements(goal_id) for goal_id in (standing, overdue, agreed)] == [
+        ["hold"],
+        ["hold", "release"],
+        ["hold", "release"],
+    ]
+
+
+@pytest.mark.parametrize("jump_s", [-30.0, 30.0], ids=["backwards", "forwards"])
+async def test_a_jump_of_the_databases_time_moves_no_money_twice(
+    world: World, jump_s: float
+) -> None:
+    """A failover to a member with another time, between a claim and its command, and again."""
+    goal_id = await world.invited(await world.session("anna"))
+    live = await world.started(await world.session("berta"))
+    world.clock.shift(95)  # both are due: after 60 s the one, after 90 s the other
+    due = await world.node.deadlines.claim_due(10)
+    assert len(due) == 2
+
+    world.clock.shift(jump_s)
+    answers = [await world.node.deadlines.fire(one) for one in due]
+    world.clock.shift(-jump_s)
+    world.clock.shift(10)  # longer than a claim lasts
+    answers += await world.node.fire_due()
+
+    assert sorted(code_of(answer) for answer in answers if code_of(answer) == "ok") == ["ok"] * 2
+    assert {code_of(answer) for answer in answers} <= {"ok", "too_early"}
+    assert world.movements(goal_id) == ["hold", "release"]
+    assert world.movements(live) == ["hold", "capture"]
+    assert world.goal_row(live)["state"] == "ended"

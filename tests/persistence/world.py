@@ -148,11 +148,16 @@ class World:
         self.nodes: list[Node] = []
 
     async def add_node(
-        self, registry: Registry | None = None, port: EscrowPort | None = None, **options: Any
+        self,
+        registry: Registry | None = None,
+        port: EscrowPort | None = None,
+        clock: Clock | None = None,
+        **options: Any,
     ) -> Node:
         """Opens the database once more, as another process would."""
         plain = StoreOptions(deadline_s=20.0, node_name=f"node{len(self.nodes)}")
-        store = await Store.open(self.url, self.raw.name, self.clock, replace(plain, **options))
+        clock = clock or self.clock
+        store = await Store.open(self.url, self.raw.name, clock, replace(plain, **options))
         registry = registry or standard_receivers()
         goals = Goals(store, registry, self.limits, port)
         recorder = Recorder()
