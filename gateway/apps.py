@@ -52,7 +52,7 @@ class App(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     Attributes:
         previous_secret: Signatures made with it are still accepted while the secret is rotated.
-        max_connections: Across the cluster; 0 is no limit.
+        max_connections: Across the cluster, other nodes' as they were a second ago; 0 is no limit.
         authorized_only: Sockets that neither sign in nor join a private channel within
             `authorization_timeout_s` are closed (4009).
         api_rate_per_s: Calls of the Pusher HTTP API that each process answers in a second; more

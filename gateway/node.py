@@ -19,6 +19,7 @@ from gateway.hub import Hub
 from gateway.interest import Interest
 from gateway.live_streams import LiveStreams
 from gateway.protocol import Limits, PusherProtocol
+from gateway.quotas import Quotas
 from gateway.subscribing import Subscribing
 from gateway.tasks import Tasks
 from gateway.users import Users
@@ -112,6 +113,7 @@ class Node:
         occupancy: Occupancy,
         online: Occupancy,
         cache: Cache,
+        app_connections: Occupancy,
     ) -> None:
         self.settings = settings
         self.apps = apps
@@ -133,13 +135,16 @@ class Node:
         self.interest = Interest(self.hub, broker, self._tasks)
         self.subscribing = Subscribing(self)
         self.users = Users(self)
+        self._quotas = Quotas(self, app_connections)
+        # Parts that begin and end with the node, in this order.
+        self._shared = (presence, occupancy, online, app_connections)
         self._live_streams = LiveStreams()
         self._by_socket_id: dict[str, NodeConnection] = {}
         self._sockets: set[NodeConnection] = set()
-        self._per_app: dict[str, int] = {}
         self._handlers: dict[str, Callable[[dict[str, str]], None]] = {}
         self._turning: asyncio.TimerHandle | None = None
         self._drained: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._measure()
         self.on_control(_DROP_CHANNEL_DATA, lambda data: self._live_streams.drop(data["streamer"]))
         self.on_control(_TERMINATE_USER, self._terminate_here)
@@ -170,8 +175,9 @@ class Node:
         self._turning = loop.call_later(self.wheel.tick_s, self._turn)
         self._nobody_left = asyncio.Event()
         await self._broker.start(self._on_publication, self._on_control_body, self._on_gap)
-        for shared in (self.presence, self.occupancy, self.online):
+        for shared in self._shared:
             await shared.start()
+        self._looking = self.spawn(self._quotas.keep_looking(), "quotas")
         self.ready = True
 
     async def stop(self, drain_s: float) -> None:
@@ -190,8 +196,10 @@ class Node:
         await asyncio.sleep(0)
         if self._turning is not None:
             self._turning.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         await self._tasks.stop(grace_s=self.settings.redis_timeout_s)
-        for shared in (self.presence, self.occupancy, self.online):
+        for shared in self._shared:
             await shared.stop()
         await self._broker.stop()
 
@@ -243,8 +251,8 @@ class Node:
         self.wheel.put(connection, self._loop.time() + self.settings.handshake_timeout_s)
 
     def has_room(self, app: App) -> bool:
-        """Whether the app may have one more connection on this node."""
-        return not app.max_connections or self._per_app.get(app.id, 0) < app.max_connections
+        """Whether the app may have one more connection."""
+        return self._quotas.has_room(app)
 
     def attach(
         self, connection: NodeConnection, app: App, identity: Identity | None
@@ -257,7 +265,7 @@ class Node:
         number = secrets.randbits(60)
         socket_id = f"{number >> 30}.{number & 0x3FFFFFFF}"
         self._by_socket_id[socket_id] = connection
-        self._count(app, 1)
+        self._quotas.count(app, 1)
         pusher = PusherProtocol(app, socket_id, self.limits, self.hub.attach(connection))
         if identity is not None:
             pusher.identity = identity
@@ -272,11 +280,7 @@ class Node:
         self.subscribing.end_all(connection)
         pusher = connection.pusher
         del self._by_socket_id[pusher.socket_id]
-        self._count(pusher.app, -1)
-
-    def _count(self, app: App, change: int) -> None:
-        count = self._per_app[app.id] = self._per_app.get(app.id, 0) + change
-        self.telemetry.app_connections.labels(app.id).set(count)
+        self._quotas.count(pusher.app, -1)
 
     def connections(self) -> list[NodeConnection]:
         """All connections, as they are now."""

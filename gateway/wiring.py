@@ -161,6 +161,7 @@ async def open_parts(
         occupancy=redis.occupancy,
         online=redis.online,
         cache=redis.cache,
+        app_connections=redis.app_connections,
     )
     escrow = _escrow_client(settings, clock, telemetry)
     if escrow is not None:
@@ -262,6 +263,7 @@ class _RedisParts(NamedTuple):
     presence: RedisPresence
     occupancy: RedisOccupancy
     online: RedisOccupancy
+    app_connections: RedisOccupancy
     cache: RedisCache
     passes: PassCache
     once: PublishOnce
@@ -295,6 +297,7 @@ def _redis_parts(settings: Settings, apps: Apps) -> _RedisParts:
             broker.commands, prefix, lease, "occupancy", counted_channels(apps.by_id), hooks=hooks
         ),
         online=RedisOccupancy(broker.commands, prefix, lease, "online", online_announcements),
+        app_connections=RedisOccupancy(broker.commands, prefix, lease, "connections"),
         cache=RedisCache(broker, prefix),
         passes=PassCache(client, prefix, _VIEW_TTL_S),
         once=PublishOnce(broker, prefix),

@@ -168,6 +168,7 @@ class Shared(NamedTuple):
     occupancy: Occupancy
     online: Occupancy
     cache: Cache
+    app_connections: Occupancy
 
 
 def memory_shared(
@@ -183,6 +184,7 @@ def memory_shared(
         MemoryOccupancy(broker, node_id, occupied, counted_channels(apps.by_id)),
         MemoryOccupancy(broker, node_id, online, online_announcements),
         MemoryCache(broker.bus),
+        MemoryOccupancy(broker, node_id),
     )
 
 
@@ -196,6 +198,7 @@ def redis_shared(
         RedisOccupancy(commands, prefix, lease, "occupancy", announce, throttle_s),
         RedisOccupancy(commands, prefix, lease, "online", online_announcements),
         RedisCache(broker, prefix),
+        RedisOccupancy(commands, prefix, lease, "connections"),
     )
 
 
@@ -230,6 +233,7 @@ async def running_gateway(
         occupancy=shared.occupancy,
         online=shared.online,
         cache=shared.cache,
+        app_connections=shared.app_connections,
     )
     await node.start()
     fallback = Fallback(settings.path_prefix)

@@ -430,6 +430,26 @@ async def test_occupancy_follows_connections_wherever_they_are(pair: Pair) -> No
     assert await pair.one.node.occupancy.occupied("1") == {"a": 1}
 
 
+@pytest.mark.pusher("1.9", "4004: max_connections holds across nodes")
+async def test_a_quota_counts_the_connections_of_every_node(pair: Pair) -> None:
+    path = "/app/quota?protocol=7"
+    first = await pair.one.connect(path)
+    for _ in range(2):
+        await pair.one.connect(path)
+    await pair.one.node._quotas.look()
+    await pair.two.node._quotas.look()
+
+    for gateway in (pair.one, pair.two):
+        client = await gateway.open(path)
+        assert (await client.refused())[1].code == 4004
+
+    await first.close()
+    await until(lambda: len(pair.one.node.hub.connections) == 2)
+    await pair.one.node._quotas.look()
+    await pair.two.node._quotas.look()
+    await pair.two.connect(path)
+
+
 # After a gap
 
 
