@@ -36,6 +36,7 @@ def admit(  # noqa: PLR0911  one return for each close code
     *,
     path_prefix: str,
     strict: bool,
+    secure: bool,
 ) -> Admission | CloseCode:
     """Judges an upgrade request.
 
@@ -46,6 +47,7 @@ def admit(  # noqa: PLR0911  one return for each close code
         apps: All apps.
         path_prefix: What stands before `/app/` in the path.
         strict: Whether a missing `protocol` is refused instead of taken as 7.
+        secure: Whether the client speaks TLS, see `is_secure`.
     """
     path, _, query = target.partition("?")
     prefix = f"{path_prefix}/app/"
@@ -63,9 +65,22 @@ def admit(  # noqa: PLR0911  one return for each close code
         return refused
     if not app.enabled:
         return CloseCode.APP_DISABLED
+    if app.tls_only and not secure:
+        return CloseCode.TLS_ONLY
     if app.origins and origin is not None and not origin_allowed(origin, app.origins):
         return CloseCode.UNAUTHORIZED
     return Admission(app, fields.get("token") or _bearer(authorization))
+
+
+def is_secure(encrypted: bool, forwarded_proto: str | None) -> bool:
+    """Whether a client speaks TLS, to this process or to the proxy in front of it.
+
+    Args:
+        encrypted: This process's own socket is.
+        forwarded_proto: The `X-Forwarded-Proto` header. A client that forges it deceives itself.
+    """
+    first = (forwarded_proto or "").partition(",")[0].strip().lower()
+    return encrypted or first in {"https", "wss"}
 
 
 def _version_refused(version: str, strict: bool) -> CloseCode | None:

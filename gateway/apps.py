@@ -53,6 +53,7 @@ class App(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     Attributes:
         previous_secret: Signatures made with it are still accepted while the secret is rotated.
         max_connections: Across the cluster, other nodes' as they were a second ago; 0 is no limit.
+        tls_only: Connections without TLS are closed (4000); pusher-js comes back with it.
         authorized_only: Sockets that neither sign in nor join a private channel within
             `authorization_timeout_s` are closed (4009).
         api_rate_per_s: Calls of the Pusher HTTP API that each process answers in a second; more
@@ -68,6 +69,7 @@ class App(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     subscription_count: bool = False
     max_connections: _Count = 0
     enabled: bool = True
+    tls_only: bool = False
     authorized_only: bool = False
     authorization_timeout_s: _Seconds = 30.0
     api_rate_per_s: _Count = 0

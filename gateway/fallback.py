@@ -24,7 +24,7 @@ import msgspec
 
 from gateway import fallback_lines as lines
 from gateway import frames
-from gateway.admission import Admission, admit
+from gateway.admission import Admission, admit, is_secure
 from gateway.broker import BrokerUnavailable
 from gateway.errors import DISCONNECTS, CloseCode
 from gateway.fallback_session import FallbackSession, Stream
@@ -151,6 +151,7 @@ class Fallback:
             node.apps,
             path_prefix=self._prefix,
             strict=node.settings.strict_protocol,
+            secure=is_secure(scope["scheme"] == "https", header(scope, b"x-forwarded-proto")),
         )
         if not isinstance(admission, Admission):
             return Refusal(admission)

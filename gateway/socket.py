@@ -27,7 +27,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from gateway import frames
-from gateway.admission import Admission, admit
+from gateway.admission import Admission, admit, is_secure
 from gateway.errors import DISCONNECTS, CloseCode
 from gateway.opening import Refusal, app_now, prove
 from gateway.performing import perform
@@ -198,6 +198,10 @@ class GatewayProtocol(asyncio.Protocol):
             node.apps,
             path_prefix=node.settings.path_prefix,
             strict=node.settings.strict_protocol,
+            secure=is_secure(
+                self._transport.get_extra_info("sslcontext") is not None,
+                ",".join(request.headers.get_all("X-Forwarded-Proto")),
+            ),
         )
         if not isinstance(admission, Admission):
             self.disconnect(admission)

@@ -212,6 +212,32 @@ def test_a_wrong_signature_or_no_id_signs_nobody_in() -> None:
 
 
 @pytest.mark.pusher("1.8", "a watchlist over 100 users is cut (4302) and signs in all the same")
+@pytest.mark.pusher("1.8", "the watchlist and its user ids come with pusher:signin")
+def test_signing_in_says_who_is_watched_with_numeric_ids_as_text() -> None:
+    effects = sign_in(protocol(), {"id": 7, "watchlist": ["a", 8]})
+
+    assert effects[-1] == SignedIn("7", ("a", "8"))
+
+
+def test_a_signature_over_ones_own_channel_signs_in_and_watches_as_before() -> None:
+    machine = protocol()
+    name = "private-user@v"
+    effects = subscribe(machine, name, auth=sign_channel(APP, "1.2", name))
+    machine.opened()
+    again = subscribe(machine, "private-user@w", auth=sign_channel(APP, "1.2", "private-user@w"))
+
+    assert effects == (SignedIn("v"), Subscribe(name, snapshot_of="v"))
+    assert again == (Subscribe("private-user@w"),)
+
+
+def test_hidden_channels_can_be_neither_joined_nor_left() -> None:
+    machine = protocol()
+    machine.subscriptions["#watch-u"] = None
+
+    assert sent(subscribe(machine, "#watch-v"))["event"] == "pusher:error"
+    assert send(machine, "pusher:unsubscribe", data={"channel": "#watch-u"}) == ()
+
+
 def test_a_watchlist_over_its_limit_is_cut_and_signs_in_all_the_same() -> None:
     machine = protocol()
     success, notice, _ = sign_in(machine, {"id": "7", "watchlist": list(range(101))})

@@ -100,6 +100,17 @@ async def test_a_refused_connection_gets_an_error_and_a_close_with_the_same_code
 
 
 @pytest.mark.pusher("1.9", "4008: a missing protocol, in strict mode only")
+@pytest.mark.pusher("1.9", "4000: an app that is for TLS only sends the client to TLS")
+async def test_an_app_for_tls_only_refuses_plain_connections() -> None:
+    apps = Apps([App(id="1", key="app-key", secret="s", tls_only=True)])
+    async with running_gateway(apps=apps) as gateway:
+        for headers in ({}, {"X_Forwarded_Proto": "http"}):
+            async with await gateway.open(**headers) as client:
+                error, closed = await client.refused()
+                assert error["code"] == closed.code == 4000
+        await (await gateway.connect(X_Forwarded_Proto="https, http")).close()
+
+
 async def test_a_missing_protocol_is_refused_in_strict_mode_only() -> None:
     async with running_gateway() as gateway:
         await (await gateway.connect(path="/app/app-key")).close()
