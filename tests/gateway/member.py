@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from websockets.asyncio.client import connect
 
@@ -15,9 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from gateway.apps import App
-    from gateway.server import RunningGateway
 
 PATIENCE_S = 10.0
+
+
+class Door(Protocol):
+    """A gateway, however it is run."""
+
+    @property
+    def ws_url(self) -> str: ...
 
 
 class Member:
@@ -30,7 +36,7 @@ class Member:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def connected(cls, gateway: RunningGateway, app: App) -> AsyncIterator[Self]:
+    async def connected(cls, gateway: Door, app: App) -> AsyncIterator[Self]:
         async with connect(f"{gateway.ws_url}/app/{app.key}?protocol=7") as socket:
             established = json.loads(await socket.recv())
             yield cls(socket, app, json.loads(established["data"])["socket_id"])
