@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+from redis import Redis
 
 from tests.e2e.books import Books
 from tests.e2e.gateway_process import Gateway
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 # What a command may take when each of its calls to Redis has to be given up first.
 ANSWER_WITHIN_S = 2.6
 COMES_BACK_WITHIN_S = 30.0
+NOTICED_WITHIN_S = 5.0
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -44,15 +46,19 @@ class Victim:
     redis: RedisServer
 
     def take_away(self, how: str) -> None:
-        if how == "frozen":
-            self.redis.process.pause()
-        else:
-            self.redis.process.kill()
+        match how:
+            case "frozen":
+                self.redis.process.pause()
+            case "wiped":
+                with Redis.from_url(self.redis.url) as client:
+                    client.flushall()
+            case _:
+                self.redis.process.kill()
 
     async def give_back(self, how: str) -> None:
         if how == "frozen":
             self.redis.process.resume()
-        else:
+        elif how == "killed":
             # It has kept nothing: what was in it the gateway has to know by itself.
             await asyncio.to_thread(self.redis.start)
         await self.until_ready()
@@ -128,7 +134,7 @@ async def test_commands_commit_and_say_so_and_their_deliveries_follow(
     assert await stage.books.records_of(goal["id"]) == 1
 
 
-@pytest.mark.parametrize("how", ["frozen", "killed"])
+@pytest.mark.parametrize("how", ["frozen", "killed", "wiped"])
 async def test_afterwards_events_flow_and_members_are_who_they_were(
     victim: Victim, how: str
 ) -> None:
@@ -140,7 +146,7 @@ async def test_afterwards_events_flow_and_members_are_who_they_were(
     refused = await stage.gateway.publish([stage.user("news")], "headline", {})
     await victim.give_back(how)
 
-    assert refused.status_code == 503
+    assert refused.status_code == (200 if how == "wiped" else 503)
     await stage.mark()
     goal = await stage.invited(viewer)
     await stage.assert_received(
@@ -161,16 +167,60 @@ async def test_afterwards_events_flow_and_members_are_who_they_were(
 
 @pytest.mark.parametrize("how", ["frozen", "killed"])
 async def test_the_gateway_says_that_it_is_not_ready(victim: Victim, how: str) -> None:
+    """A frozen one breaks no connection: only the node's own heartbeat can tell."""
     gateway = victim.stage.gateway
-    give_up_at = time.monotonic() + COMES_BACK_WITHIN_S
 
     victim.take_away(how)
+    give_up_at = time.monotonic() + NOTICED_WITHIN_S
     while await asyncio.to_thread(gateway.is_ready):
         assert time.monotonic() < give_up_at, "a Redis that does not answer was not noticed"
     alive = await gateway.call("GET", "/healthz")
     await victim.give_back(how)
 
     assert alive.status_code == 200
+
+
+@pytest.mark.parametrize("how", ["frozen", "killed"])
+async def test_a_whole_show_is_invited_paid_and_over_without_redis(
+    victim: Victim, how: str
+) -> None:
+    """Frozen for longer than the heartbeat bears, or gone: no command needs it."""
+    stage = victim.stage
+    gateway = stage.gateway
+    streamer, viewer = stage.user("streamer"), stage.user("viewer")
+    slowest_s = 0.0
+
+    async def call(method: str, path: str, user_id: str, role: str, body: Any = None) -> Any:
+        nonlocal slowest_s
+        asked_at = time.monotonic()
+        response = await gateway.call(method, path, user_id=user_id, role=role, body=body)
+        slowest_s = max(slowest_s, time.monotonic() - asked_at)
+        assert response.is_success, response.text
+        return response.json()
+
+    victim.take_away(how)
+    give_up_at = time.monotonic() + NOTICED_WITHIN_S
+    while await asyncio.to_thread(gateway.is_ready):
+        assert time.monotonic() < give_up_at
+    session = await call("POST", "/sessions", streamer, "streamer", {})
+    stage.session_id = session["id"]
+    goal = await call("POST", "/goals", viewer, "viewer", stage.terms())
+    await call("DELETE", f"/goals/{goal['id']}", streamer, "streamer", {"agree": True})
+    await call("GET", f"/sessions/{session['id']}/token", viewer, "viewer")
+    show = f"/sessions/{session['id']}/exclusive"
+    await call("POST", show, streamer, "streamer", {"goal_id": goal["id"]})
+    await call("DELETE", show, viewer, "viewer", {"goal_id": goal["id"]})
+    declined = await call("POST", "/goals", viewer, "viewer", stage.terms())
+    await call("DELETE", f"/goals/{declined['id']}", streamer, "streamer", {"agree": False})
+    await call("DELETE", f"/sessions/{session['id']}", streamer, "streamer")
+
+    assert slowest_s < ANSWER_WITHIN_S
+    assert await stage.books.movements(goal["id"]) == {"hold": 1, "capture": 1}
+    assert await stage.books.movements(declined["id"]) == {"hold": 1, "release": 1}
+    await victim.give_back(how)
+    await stage.books.until_delivered(timeout_s=COMES_BACK_WITHIN_S)
+    assert await stage.books.records_of(goal["id"]) == 2, "the invitation's end and the show's"
+    await stage.books.assert_money_conserved(session["id"])
 
 
 async def test_the_timer_works_without_redis(victim: Victim) -> None:
