@@ -90,7 +90,7 @@ class PusherApi:
             answer = refused(413, f"the body is over {parts.settings.max_body_bytes} bytes")
         except DisconnectedError:
             return
-        parts.telemetry.api_calls.labels(str(answer.status)).inc()
+        parts.telemetry.api_called(answer.status)
         await _send(answer, headers, send)
 
     async def _answer(

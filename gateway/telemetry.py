@@ -73,6 +73,7 @@ class Telemetry:
         self.broker_gaps: Counter = self._counter(
             "broker_gaps_total", "Times that publications may have been missed."
         )
+        self._api_calls_of: dict[int, Counter] = {}
         self.api_calls: Counter = self._counter(
             "api_calls_total", "Calls of the Pusher HTTP API, by HTTP status.", "status"
         )
@@ -135,6 +136,13 @@ class Telemetry:
         self.webhooks_given_up: Counter = self._counter(
             "webhook_events_given_up_total", "Webhook events that became too old to tell.", "app"
         )
+
+    def api_called(self, status: int) -> None:
+        """Counts one answer of the Pusher HTTP API; finding the label anew would cost more."""
+        count = self._api_calls_of.get(status)
+        if count is None:
+            count = self._api_calls_of[status] = self.api_calls.labels(str(status))
+        count.inc()
 
     def escrow_answered(self, call: str, verdict: str, duration_s: float) -> None:
         """Counts one answer of the payment service, or that there was none."""
