@@ -188,6 +188,18 @@ async def test_a_full_channel_refuses_newcomers_and_lets_members_connect_again(
     assert set(again.members) == {"u0", "u1", "u2"}
 
 
+async def test_users_are_counted_once_each_in_many_channels_at_once(cluster: Cluster) -> None:
+    one, two = cluster.node("n1"), cluster.node("n2")
+    for node, user, socket_id in ((one, "a", "1.1"), (two, "a", "2.1"), (two, "b", "2.2")):
+        await node.join("1", CHANNEL, member(user), socket_id)
+    await one.join("1", "presence-d", member("c"), "1.3")
+
+    counts = await one.user_counts("1", [CHANNEL, "presence-d", "presence-nobody"])
+
+    assert counts == {CHANNEL: 2, "presence-d": 1, "presence-nobody": 0}
+    assert await two.user_counts("2", [CHANNEL]) == {CHANNEL: 0}
+
+
 async def test_channels_and_apps_are_apart(cluster: Cluster) -> None:
     node = cluster.node("n1")
     await node.join("1", CHANNEL, member("u"), "1.1")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(120)
 
 APP = App(id=APP_ID, key=APP_KEY, secret=APP_SECRET)
-LEASE_S = 1.0
+LEASE_S = 2.0
 DELAY_S = 0.5
 
 

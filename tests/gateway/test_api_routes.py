@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import secrets
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import pytest
 import pytest_asyncio
 import redis.asyncio
 
 from gateway.apps import App, Apps
-from gateway.auth import hmac_hex
+from tests.gateway.backend import Backend
 from tests.gateway.member import PATIENCE_S, Member
 
 if TYPE_CHECKING:
@@ -40,53 +38,6 @@ def apps() -> Apps:
             App(id="4", key="slow-key", secret="slow-s3cret", api_rate_per_s=5),
         ]
     )
-
-
-class Backend:
-    """A backend of one app, which signs what it asks."""
-
-    def __init__(self, http: httpx.AsyncClient, gateway: RunningGateway, app: App) -> None:
-        self._http = http
-        self._gateway = gateway
-        self.app = app
-
-    async def ask(
-        self,
-        method: str,
-        address: str,
-        body: bytes = b"",
-        *,
-        headers: dict[str, str] | None = None,
-        secret: str | None = None,
-        **query: str,
-    ) -> httpx.Response:
-        """Asks for an address below the app's, or for a whole path."""
-        path = address if address.startswith("/") else f"/apps/{self.app.id}/{address}"
-        now = int(self._gateway.parts.clock.now().timestamp())
-        given = {
-            "auth_key": self.app.key,
-            "auth_timestamp": str(now),
-            "auth_version": "1.0",
-            **query,
-        }
-        if body:
-            given["body_md5"] = hashlib.md5(body).hexdigest()
-        text = "&".join(f"{key}={given[key]}" for key in sorted(given))
-        signed = hmac_hex(secret or self.app.secret, f"{method}\n{path}\n{text}".encode())
-        return await self._http.request(
-            method,
-            f"{path}?{urlencode(given | {'auth_signature': signed})}",
-            content=body,
-            headers=headers,
-        )
-
-    async def get(self, address: str, **query: Any) -> httpx.Response:
-        return await self.ask("GET", address, **query)
-
-    async def post(
-        self, address: str, document: object, headers: dict[str, str] | None = None
-    ) -> httpx.Response:
-        return await self.ask("POST", address, json.dumps(document).encode(), headers=headers)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
