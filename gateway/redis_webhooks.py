@@ -2,7 +2,7 @@
 
 Redis and not MongoDB, because the facts are there: presence and occupancy change in scripts, and
 only in the same script can a change and its record be one step. What Redis loses is lost with the
-facts themselves; `appendonly yes` keeps both (`docs/operations.md`).
+facts themselves; `appendonly yes` keeps both (`docs/backends.md`).
 
 Names, behind the prefix: `{app}:hooks:{endpoint}` (events in order), `hooks:due` (queue -> when it
 may be sent), `hooks:claims` (queue -> who sends it), `hooks:failures` (queue -> in a row),

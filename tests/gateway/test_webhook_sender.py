@@ -18,11 +18,15 @@ from gateway.redis_webhooks import HookTiming, RedisWebhooks
 from gateway.telemetry import Telemetry
 from gateway.webhook_sender import WebhookSender
 from persistence.clock import Clock
+from persistence.embedded_redis import RedisServer
 from tests.gateway.harness import PATIENCE_S, until
 from tests.gateway.receiver import Receiver, receiving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from persistence.embedded_process import ServerGuard
 
 TIMING = HookTiming(delay_s=0.05, give_up_s=60, claim_s=5, retry_first_s=0.02, retry_most_s=0.05)
 EVERY = ("client_event", "cache_miss", "subscription_count")
@@ -397,6 +401,28 @@ async def test_a_stopping_node_ends_the_calls_under_way(
     assert numbers(receiver) == [1]
     assert node.count("webhook_events_sent") == 1
     assert await cluster.left() == []
+
+
+@pytest.mark.pusher("2.3", "what is recorded survives a kill of Redis that keeps its data")
+async def test_a_redis_that_keeps_its_data_is_killed_and_nothing_is_lost(
+    server_guard: ServerGuard, redis_url: str, receiver: Receiver, tmp_path: Path
+) -> None:
+    name = f"redis-{secrets.token_hex(3)}"
+    server = RedisServer(server_guard, name=name, data_directory=tmp_path).start()
+    app = app_with(Webhook(url=receiver.url(), events=EVERY))
+    async with clustered(server.url, app) as cluster:
+        node = await cluster.node(sends=False)
+        for number in range(3):
+            node.tell(app, number)
+        await until_queued(cluster, 3)
+
+        server.process.kill()
+        server.start()
+        await cluster.node()
+        await receiver.until_events(3)
+
+    server.process.stop()
+    assert numbers(receiver) == [0, 1, 2]
 
 
 async def until_queued(cluster: Cluster, count: int) -> None:
