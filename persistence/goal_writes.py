@@ -5,7 +5,7 @@ Everything that one command changes is gathered in a `Writes` and goes into one 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from bson import ObjectId
@@ -279,8 +279,7 @@ class Writer:
                     OutboxEntry(
                         event_id=occurrence.event_id,
                         pending=[receiver.name for receiver in receivers],
-                        occurrence=asdict(occurrence)
-                        | {"signal": occurrence.signal.value, "args": dict(occurrence.args)},
+                        occurrence=_kept(occurrence),
                     )
                 )
         return entries
@@ -375,6 +374,16 @@ class Writer:
             agreed_at=goal.metadata.agreed if signal is Signal.GOAL_ENDED else None,
             args=args,
         )
+
+
+_OCCURRENCE_FIELDS: Final = tuple(one.name for one in fields(Occurrence))
+
+
+def _kept(occurrence: Occurrence) -> Row:
+    """An occurrence as the outbox keeps it; nothing in it changes later, so nothing is copied."""
+    row = {name: getattr(occurrence, name) for name in _OCCURRENCE_FIELDS}
+    row["signal"] = occurrence.signal.value
+    return row
 
 
 def occurrence_of(entry: OutboxEntry) -> Occurrence:

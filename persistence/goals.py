@@ -57,6 +57,14 @@ _NO_SESSION = Refused("unknown_session", "There is no such session.")
 # MongoDB's code of a key that is there already.
 _DUPLICATE = 11000
 
+_WITH_SESSION = {
+    "$lookup": {
+        "from": Session.Settings.name,
+        "localField": "conditions.session_id",
+        "foreignField": "_id",
+        "as": "session",
+    }
+}
 OPEN_STATES = [state.value for state in GoalState if state not in (GoalState.NONE, GoalState.ENDED)]
 
 
@@ -101,11 +109,13 @@ class Goals:
                 if self.holds is not None:
                     return await self._invite_with_hold(intent, self.holds)
                 return await self._invite(intent)
-            goal = await self._goal_of(intent)
-            if goal is None:
+            # Reads take their turn as well: a flood of them would use up the time of all.
+            async with self._store.turn():
+                found = await self._goal_of(intent)
+            if found is None:
                 refused = Refused("unknown_goal", "There is no such goal.")
                 return await self._requests.refuse(intent, refused, self._store.clock.now())
-            return await self._advance(intent, goal)
+            return await self._advance(intent, *found)
 
     async def goal(self, goal_id: str) -> Goal | None:
         """Reads one goal; none if there is none or the id is no id."""
@@ -141,26 +151,35 @@ class Goals:
             )
         return str(row["_id"]) if row else None
 
-    async def _goal_of(self, intent: Intent) -> Goal | None:
-        """The invitation that an intent names by its own id or by its show's."""
-        key = object_id(intent.goal_id or "")
-        if key is None:
-            return None
-        goal = _parsed(await self._store.goals.find_one({"_id": key}))
-        if goal is not None and goal.cls == EXCLUSIVE_GOAL:
-            goal = _parsed(await self._store.goals.find_one({"_id": goal.trigger_goal}))
-        return goal
+    async def _goal_of(self, intent: Intent) -> tuple[Goal, Session] | None:
+        """The invitation that an intent names by its own id or by its show's, and its Session.
 
-    async def _advance(self, intent: Intent, goal: Goal) -> Answer:
+        Read by one round trip; each is a sixth of what an agreement costs.
+        """
+        key = object_id(intent.goal_id or "")
+        while key is not None:
+            rows = await (
+                await self._store.goals.aggregate([{"$match": {"_id": key}}, _WITH_SESSION])
+            ).to_list()
+            if not rows:
+                return None
+            [session] = rows[0].pop("session")
+            goal = Goal.model_validate(rows[0])
+            if goal.cls != EXCLUSIVE_GOAL:
+                return goal, Session.model_validate(session)
+            key = goal.trigger_goal
+        return None
+
+    async def _advance(self, intent: Intent, goal: Goal, session: Session) -> Answer:
         """Moves an existing goal on."""
         session_id = goal.conditions.session_id
         stale = self._store.session_lock(session_id).locked()
         taken = False
+        refused: Refused | None = None
         async with self._store.session_turn(session_id):
-            while True:
-                session = await self._session(session_id)
-                assert session is not None
+            while refused is None:
                 if stale:
+                    session = await self._current(session_id)
                     goal = await self._reloaded(goal)
                 now = self._store.clock.now()
                 command = _command_of(intent, goal)
@@ -171,10 +190,9 @@ class Goals:
                 # taken by this very goal would look taken by another.
                 was_stale, stale = stale, True
                 if isinstance(decision, Rejection):
-                    if not was_stale:
-                        continue
-                    refused = _refused(decision, goal, command)
-                    return await self._requests.refuse(intent, refused, now)
+                    if was_stale:
+                        refused = _refused(decision, goal, command)
+                    continue
                 reached(Step.AFTER_DECIDE, intent.command)
                 try:
                     return await self._commit(intent, goal, session, decision, now)
@@ -190,6 +208,8 @@ class Goals:
                     taken = _another_show(error)
                     if not taken:
                         raise _damaged(error) from error
+        # A majority is asked once the next in line has the turn.
+        return await self._requests.refuse(intent, refused, self._store.clock.now())
 
     async def _commit(
         self, intent: Intent, goal: Goal, session: Session, decision: Decision, now: datetime
@@ -395,8 +415,7 @@ class Goals:
             while True:
                 weighed = await self._weigh(intent, hold.goal_id if hold else ObjectId())
                 if isinstance(weighed, Refused):
-                    now = self._store.clock.now()
-                    return await self._requests.refuse(intent, weighed, now)
+                    break
                 reached(Step.AFTER_DECIDE, intent.command)
                 try:
                     return await self._commit_invitation(intent, weighed, hold)
@@ -407,6 +426,7 @@ class Goals:
                     if answer is None:
                         raise _damaged(error) from error
                     return answer
+        return await self._requests.refuse(intent, weighed, self._store.clock.now())
 
     async def _weigh(self, intent: Intent, goal_id: ObjectId) -> _Weighed | Refused:
         """Decides an invitation on the Session as it is now; writes nothing."""
@@ -511,6 +531,12 @@ class Goals:
     async def _session(self, session_id: ObjectId) -> Session | None:
         row = await self._store.sessions.find_one({"_id": session_id})
         return Session.model_validate(row) if row else None
+
+    async def _current(self, session_id: ObjectId) -> Session:
+        session = await self._session(session_id)
+        if session is None:
+            raise StoreUnavailable("a session vanished while its goal was being changed")
+        return session
 
     async def _reloaded(self, goal: Goal) -> Goal:
         reloaded = _parsed(await self._store.goals.find_one({"_id": goal.id}))

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from pymongo import MongoClient
 
-    from persistence.documents import Session
-    from persistence.intents import Answer
+    from persistence.documents import Goal, Session
+    from persistence.intents import Answer, Intent
     from tests.persistence.world import Steps, World
 
 
@@ -255,15 +255,18 @@ async def test_a_goal_that_is_agreed_between_two_reads_is_not_taken_for_another_
     """
     other = await world.add_node()
     goal_id = await world.invited(await world.session())
-    read_session = world.node.goals._session
+    read = world.node.goals._goal_of
     winners: list[Answer] = []
 
-    async def after_another_node_has_agreed(session_id: ObjectId) -> Session | None:
-        if not winners:
-            winners.append(await world.ask(CommandName.AGREE, goal_id, node=other))
-        return await read_session(session_id)
+    async def while_another_node_agrees(intent: Intent) -> tuple[Goal, Session] | None:
+        before = await read(intent)
+        winners.append(await world.ask(CommandName.AGREE, goal_id, node=other))
+        after = await read(intent)
+        assert before is not None
+        assert after is not None
+        return before[0], after[1]
 
-    monkeypatch.setattr(world.node.goals, "_session", after_another_node_has_agreed)
+    monkeypatch.setattr(world.node.goals, "_goal_of", while_another_node_agrees)
 
     answer = await world.ask(CommandName.AGREE, goal_id)
 

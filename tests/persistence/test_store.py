@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import secrets
+import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,8 @@ from persistence.clock import Clock
 from persistence.embedded_process import free_port
 from persistence.errors import Conflict, StoreOverloaded, StoreUnavailable
 from persistence.store import Store, StoreOptions
+from statemachine.goal import CommandName
+from tests.persistence.world import code_of
 
 if TYPE_CHECKING:
     from tests.persistence.world import World
@@ -337,3 +341,46 @@ async def test_survivors_end_what_a_killed_process_left_open(world: World) -> No
 
     assert changed["n"] == 1
     assert world.documents()["goal_records"] == [{"_id": "one", "count": 10}]
+
+
+# --- a flood --------------------------------------------------------------------------------
+
+
+async def test_a_flood_is_refused_in_time_and_harms_nobody_else(world: World) -> None:
+    """One hot Session and more commands than fit: each answered in time, none half done."""
+    deadline_s = 2.0
+    node = await world.add_node(deadline_s=deadline_s, concurrency=4, queue_size=20)
+    hot = await world.invited(await world.session("hot"))
+    calm = [await world.invited(await world.session(f"calm{number}")) for number in range(5)]
+    took_s: list[float] = []
+
+    async def ask(goal_id: str, by: str) -> str:
+        asked_at_s = time.monotonic()
+        try:
+            answer = await world.ask(
+                CommandName.AGREE, goal_id, by=by, node=node, request_id=secrets.token_hex(8)
+            )
+        except StoreOverloaded:
+            took_s.append(time.monotonic() - asked_at_s)
+            return "overloaded"
+        took_s.append(time.monotonic() - asked_at_s)
+        return code_of(answer)
+
+    async def insist(goal_id: str, by: str) -> str:
+        while (answer := await ask(goal_id, by)) == "overloaded":
+            await asyncio.sleep(0)
+        return answer
+
+    flood = [asyncio.ensure_future(ask(hot, "hot")) for _ in range(300)]
+    await asyncio.sleep(0)
+    calm_answers = await asyncio.gather(
+        *(insist(goal_id, f"calm{number}") for number, goal_id in enumerate(calm))
+    )
+    answers = await asyncio.gather(*flood)
+
+    assert set(answers) == {"ok", "goal_already_agreed", "overloaded"}
+    assert answers.count("ok") == 1
+    assert answers.count("overloaded") >= 300 - 100
+    assert max(took_s) < deadline_s
+    assert calm_answers == ["ok"] * 5
+    assert world.goal_row(hot)["version"] == 2
