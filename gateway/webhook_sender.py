@@ -75,6 +75,9 @@ class WebhookSender:
                     claims = await self._webhooks.claim(free)
                 except BrokerUnavailable as error:
                     log.warning("webhooks_not_read", error=str(error))
+                except Exception:
+                    # Whatever it is, the next look may find something that can be sent.
+                    log.exception("webhooks_failed")
             for claim in claims:
                 self._calls.spawn(self._send(claim), "webhook", app=claim.app.id)
             await asyncio.sleep(self._poll_interval_s)
@@ -117,5 +120,9 @@ class WebhookSender:
         except TimeoutError:
             return f"no answer within {self._timeout_s:g} s"
         except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return type(error).__name__
+        except Exception as error:
+            # A call that can't be made is one that failed: its events grow old, too.
+            log.exception("webhook_failed", app=claim.app.id)
             return type(error).__name__
         return None if HTTPStatus(200) <= status < HTTPStatus(300) else f"status {status}"

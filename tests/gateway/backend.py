@@ -32,9 +32,14 @@ class Backend:
         *,
         headers: dict[str, str] | None = None,
         secret: str | None = None,
+        sent_to: str | None = None,
         **query: str,
     ) -> httpx.Response:
-        """Asks for an address below the app's, or for a whole path."""
+        """Asks for an address below the app's, or for a whole path.
+
+        Args:
+            sent_to: Where the call goes, when that is not the path that is signed.
+        """
         path = address if address.startswith("/") else f"/apps/{self.app.id}/{address}"
         now = int(self._gateway.parts.clock.now().timestamp())
         given = {
@@ -49,7 +54,7 @@ class Backend:
         signed = hmac_hex(secret or self.app.secret, f"{method}\n{path}\n{text}".encode())
         return await self._http.request(
             method,
-            f"{path}?{urlencode(given | {'auth_signature': signed})}",
+            f"{sent_to or path}?{urlencode(given | {'auth_signature': signed})}",
             content=body,
             headers=headers,
         )

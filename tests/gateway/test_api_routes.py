@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import secrets
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import httpx
 import pytest
 import pytest_asyncio
 import redis.asyncio
 
 from gateway.apps import App, Apps
+from gateway.server import running_gateway
 from tests.gateway.backend import Backend
 from tests.gateway.member import PATIENCE_S, Member
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-
-    import httpx
 
     from gateway.server import RunningGateway
     from gateway.settings import Settings
@@ -704,3 +705,29 @@ class TestWhoMayAsk:
         several = await own.post("events", {"name": "e", "data": "", "channels": [one, two]})
 
         assert (single.status_code, several.status_code) == (200, 400)
+
+
+@pytest.mark.pusher("2.1", "the path may be signed with or without a proxy's prefix")
+@pytest.mark.usefixtures("short_lived")
+async def test_below_a_prefix_every_address_works_and_either_path_may_be_signed(
+    settings: Settings, apps: Apps
+) -> None:
+    below = settings.model_copy(update={"path_prefix": "/duet"})
+    async with (
+        running_gateway(below, apps) as gateway,
+        httpx.AsyncClient(base_url=gateway.url, timeout=10) as http,
+    ):
+        backend = Backend(http, gateway, apps.first)
+        answers = [
+            await backend.ask(method, address, body, sent_to=sent_to)
+            for method, address, body in (
+                ("GET", "/apps/1/channels/a%2Cb", b""),
+                ("POST", "/apps/1/events", json.dumps(event("c")).encode()),
+                ("POST", "/users/ada/terminate_connections", b"{}"),
+            )
+            for address, sent_to in ((address, f"/duet{address}"), (f"/duet{address}", None))
+        ]
+        outside = await backend.get("/apps/1/channels")
+
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert outside.status_code == 404

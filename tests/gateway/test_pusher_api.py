@@ -93,6 +93,7 @@ async def listener(gateway: RunningGateway, apps: Apps) -> AsyncIterator[Listene
 
 
 class TestPublishing:
+    @pytest.mark.pusher("2.2", "an event is answered {} and goes out exactly as published")
     @pytest.mark.pusher("2.2", "POST /events publishes to channels, and is answered {}")
     async def test_an_event_reaches_the_channels_subscriber_exactly_as_published(
         self, caller: Caller, listener: Listener
@@ -127,6 +128,7 @@ class TestPublishing:
         assert [(await listener.next())["data"], (await listener.next())["data"]] == ["1", "2"]
 
     @pytest.mark.pusher("2.2", "socket_id leaves a socket out")
+    @pytest.mark.pusher("2.2", "socket_id leaves a socket out")
     async def test_the_socket_that_caused_the_event_can_be_left_out(
         self, caller: Caller, listener: Listener
     ) -> None:
@@ -137,6 +139,7 @@ class TestPublishing:
 
         assert (await listener.next())["data"] == "2"
 
+    @pytest.mark.pusher("2.2", "an event goes to at most 100 channels")
     @pytest.mark.pusher("2.2", "an event goes to 100 channels at most")
     async def test_a_hundred_channels_are_the_most(self, caller: Caller) -> None:
         most = await caller.publish(channels=[f"c{n}" for n in range(100)])
@@ -145,6 +148,7 @@ class TestPublishing:
         assert (most.status_code, over.status_code) == (200, 400)
 
     @pytest.mark.pusher("2.2", "an event that is none is a 400 with a reason")
+    @pytest.mark.pusher("2.2", "a malformed event is a 400 with its reason")
     @pytest.mark.parametrize(
         "event",
         [
@@ -183,6 +187,7 @@ class TestPublishing:
     async def test_a_body_that_is_no_event_is_refused(self, caller: Caller, body: bytes) -> None:
         assert (await caller.post(body)).status_code == 400
 
+    @pytest.mark.pusher("2.2", "data over the limit is a 413")
     @pytest.mark.pusher("2.2", "data over its bound is a 413")
     async def test_the_data_of_an_event_has_a_bound_in_bytes(self, caller: Caller) -> None:
         fits = await caller.publish(data="ä" * 5_120)
@@ -217,6 +222,7 @@ class TestWhoMayPublish:
     ) -> None:
         assert (await http.post(f"/apps/{apps.first.id}/events", json={})).status_code == 401
 
+    @pytest.mark.pusher("2.1", "a wrong signature is a 401 that never tells the right one")
     async def test_a_wrong_signature_is_refused_and_the_right_one_not_told(
         self, caller: Caller
     ) -> None:
@@ -225,6 +231,7 @@ class TestWhoMayPublish:
         assert answer.status_code == 401
         assert answer.text == "auth_key and auth_signature don't match this call\n"
 
+    @pytest.mark.pusher("2.1", "auth_timestamp may be 600 s off")
     @pytest.mark.pusher("2.1", "auth_timestamp within 600 s")
     async def test_a_call_from_another_time_is_refused(self, caller: Caller) -> None:
         assert (await caller.post(b"{}", auth_timestamp="1353088179")).status_code == 401
