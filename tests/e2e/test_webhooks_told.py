@@ -65,17 +65,26 @@ def about(receiver: Receiver, channel: str) -> list[dict[str, Any]]:
     return [event for event in receiver.events() if event["channel"] == channel]
 
 
-async def until_buried(stores: Stores) -> None:
-    """Waits until one node is left, and every end of what the others held has counted."""
+async def until_gone(stores: Stores, name: str, most: int = 0) -> None:
+    """Waits until the sorted set has no more than `most` members."""
     async with (
         redis.asyncio.Redis.from_url(stores.redis_url) as admin,
         asyncio.timeout(PATIENCE_S),
     ):
-        while (  # noqa: ASYNC110  Redis tells nobody
-            await admin.zcard(f"{stores.prefix}:nodes") > 1
-            or await admin.zcard(f"{stores.prefix}:hooks:leaving") > 0
-        ):
+        key = f"{stores.prefix}:{name}"
+        while await admin.zcard(key) > most:  # noqa: ASYNC110  Redis tells nobody
             await asyncio.sleep(0.02)
+
+
+async def until_noted(stores: Stores) -> None:
+    """Waits until no call is under way: one whose answer is not noted would be made again."""
+    await until_gone(stores, "hooks:due")
+
+
+async def until_buried(stores: Stores) -> None:
+    """Waits until one node is left, and every end of what the others held has counted."""
+    await until_gone(stores, "nodes", 1)
+    await until_gone(stores, "hooks:leaving")
 
 
 @pytest.mark.pusher("2.3", "pusher for Node and for Python accept the signed calls")
@@ -105,7 +114,7 @@ async def test_the_libraries_accept_what_a_gateway_sends_and_nothing_else(
 
 @pytest.mark.pusher("2.3", "a crashed node's leavings are told once, by the survivors")
 async def test_what_a_killed_node_leaves_is_told_once_by_the_survivors(
-    gateway_with: GatewayBuilder, settings: dict[str, Any], receiver: Receiver
+    gateway_with: GatewayBuilder, settings: dict[str, Any], receiver: Receiver, stores: Stores
 ) -> None:
     doomed = await gateway_with(**settings)
     survivors = [await gateway_with(**settings) for _ in range(2)]
@@ -120,6 +129,7 @@ async def test_what_a_killed_node_leaves_is_told_once_by_the_survivors(
         await gone.subscribe("lonely")
         # channel_occupied twice, member_added twice.
         await receiver.until_events(4)
+        await until_noted(stores)
 
         await asyncio.to_thread(doomed.kill)
         await receiver.until(lambda: len(receiver.events()) >= 6)
@@ -148,6 +158,7 @@ async def test_who_moves_from_a_killed_node_to_another_one_has_not_left(
     async with Member.connected(doomed, APP) as before:
         await before.subscribe("presence-room", "ada")
         await receiver.until_events(2)
+        await until_noted(stores)
         await asyncio.to_thread(doomed.kill)
     async with Member.connected(survivor, APP) as after:
         await after.subscribe("presence-room", "ada")
