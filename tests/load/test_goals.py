@@ -1,0 +1,168 @@
+"""Figures of the unit of work in one process: printed (`pytest -m load -s`), not asserted.
+
+What is asserted holds on any machine: each command and each deadline is carried out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from bson import ObjectId
+
+from persistence.clock import Clock
+from persistence.intents import Done
+from statemachine.goal import CommandName, Limits
+from tests.persistence.world import World, code_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+    from pymongo import MongoClient
+
+    from tests.persistence.world import Node
+
+DISTINCT = 3_000
+CALLERS = 64
+HOT_PER_CALLER = 15
+PENDING = 20_000
+# Fifty a second, each of a Session of its own.
+DUE = 500
+DUE_WITHIN_S = 10.0
+IDLE_POLLS = 200
+POLL_INTERVAL_S = 0.25
+CLAIM_LIMIT = 64
+
+pytestmark = [pytest.mark.load, pytest.mark.timeout(900)]
+
+
+def tell(text: str) -> None:
+    sys.stdout.write(f"\n{text}\n")
+
+
+def p99(figures: Iterable[float]) -> float:
+    ordered = sorted(figures)
+    return ordered[int(len(ordered) * 0.99)]
+
+
+@pytest.fixture
+async def world(
+    mongodb_url: str, mongodb_client: MongoClient[dict[str, Any]], mongodb_database_name: str
+) -> AsyncIterator[World]:
+    database = mongodb_client[mongodb_database_name]
+    world = World(mongodb_url, database, Limits(invitation_ttl_s=86_400.0))
+    await world.add_node(clock=Clock())
+    yield world
+    await world.close()
+
+
+async def in_parallel(count: int, calls: Iterable[Callable[[], Awaitable[object]]]) -> None:
+    """Makes the calls, so many at a time."""
+    left = iter(calls)
+
+    async def caller() -> None:
+        for call in left:
+            await call()
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(count):
+            tasks.create_task(caller())
+
+
+async def test_agreements_a_second_on_distinct_sessions(world: World) -> None:
+    invited: list[tuple[str, str]] = []
+
+    async def invite(streamer: str) -> None:
+        answer = await world.invite(await world.session(streamer))
+        assert isinstance(answer, Done)
+        invited.append((streamer, answer.goal["id"]))
+
+    async def agree(streamer: str, goal_id: str) -> None:
+        answer = await world.ask(CommandName.AGREE, goal_id, by=streamer, request_id="agree")
+        assert code_of(answer) == "ok"
+
+    await in_parallel(16, (lambda n=n: invite(f"s{n}") for n in range(DISTINCT)))  # type: ignore[misc]
+    began_at_s, cpu_s = time.monotonic(), time.process_time()
+    await in_parallel(16, (lambda pair=pair: agree(*pair) for pair in invited))  # type: ignore[misc]
+    took_s, cpu_s = time.monotonic() - began_at_s, time.process_time() - cpu_s
+
+    tell(f"agreements: {DISTINCT / took_s:.0f}/s, {cpu_s / DISTINCT * 1000:.2f} ms CPU each")
+
+
+async def test_one_hot_session_with_64_callers(world: World) -> None:
+    session = await world.session()
+    waited_s: list[float] = []
+
+    async def call(number: int) -> None:
+        asked_at_s = time.monotonic()
+        answer = await world.invite(session, f"viewer{number}", request_id="invite")
+        waited_s.append(time.monotonic() - asked_at_s)
+        assert code_of(answer) == "ok"
+
+    count = CALLERS * HOT_PER_CALLER
+    began_at_s = time.monotonic()
+    await in_parallel(CALLERS, (lambda n=n: call(n) for n in range(count)))  # type: ignore[misc]
+    took_s = time.monotonic() - began_at_s
+
+    tell(f"hot session: {count / took_s:.0f}/s, p99 {p99(waited_s) * 1000:.0f} ms")
+
+
+async def test_late_timers_and_the_idle_poll_with_20_000_pending(world: World) -> None:
+    session = await world.session()
+    node = world.node
+    template = world.goal_row(await world.invited(session))
+    now = node.store.clock.now()
+    rows = [
+        template
+        | {
+            "_id": ObjectId(),
+            "due_at": now + timedelta(days=1),
+            "exp": now + timedelta(days=1),
+            "conditions": {"session_id": session.id, "exclusive_to": f"viewer{number}"},
+        }
+        for number in range(PENDING)
+    ]
+    stream = world.session_row(session)
+    for number, row in enumerate(rows[:DUE]):
+        own = stream | {"_id": ObjectId(), "user": {"id": f"streamer{number}"}}
+        world.raw["sessions"].insert_one(own)
+        row["conditions"]["session_id"] = own["_id"]
+    world.raw["goals"].insert_many(rows)
+
+    cpu_s = time.process_time()
+    for _ in range(IDLE_POLLS):
+        assert await node.deadlines.claim_due(CLAIM_LIMIT) == []
+    cpu_s = (time.process_time() - cpu_s) / IDLE_POLLS
+    tell(f"idle poll with {PENDING} pending: {cpu_s * 1000:.2f} ms CPU")
+
+    began_at = node.store.clock.now()
+    for number, row in enumerate(rows[:DUE]):
+        due_at = began_at + timedelta(seconds=1 + DUE_WITHIN_S * number / DUE)
+        world.raw["goals"].update_one(
+            {"_id": row["_id"]}, {"$set": {"due_at": due_at, "exp": due_at}}
+        )
+    late_s = await fire_all(node, DUE)
+    tell(f"timers: p99 {p99(late_s) * 1000:.0f} ms late, {DUE / DUE_WITHIN_S:.0f} a second")
+
+
+async def fire_all(node: Node, count: int) -> list[float]:
+    """Works as `gateway.deliver` does, until so many deadlines were met; how late each was."""
+    late_s: list[float] = []
+
+    async def fire(due: Any) -> None:
+        assert code_of(await node.deadlines.fire(due)) == "ok"
+        late_s.append(due.late_s)
+
+    for _ in itertools.takewhile(lambda _: len(late_s) < count, itertools.count()):
+        claimed = await node.deadlines.claim_due(CLAIM_LIMIT)
+        async with asyncio.TaskGroup() as tasks:
+            for due in claimed:
+                tasks.create_task(fire(due))
+        if len(claimed) < CLAIM_LIMIT:
+            await asyncio.sleep(POLL_INTERVAL_S)
+    return late_s
