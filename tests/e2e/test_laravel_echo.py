@@ -20,13 +20,16 @@ class Echo(NodeProcess):
 
 
 @asynccontextmanager
-async def echo(stage: Stage, name: str, role: str) -> AsyncIterator[Echo]:
+async def echo(
+    stage: Stage, name: str, role: str, broadcaster: str = "pusher"
+) -> AsyncIterator[Echo]:
     """A connected Echo of that user."""
     gateway = stage.gateway
     async with Echo(name) as client:
         await client.order(
             "connect",
             options={
+                "broadcaster": broadcaster,
                 "key": gateway.app_key,
                 "cluster": "none",
                 "wsHost": "127.0.0.1",
@@ -44,11 +47,14 @@ async def echo(stage: Stage, name: str, role: str) -> AsyncIterator[Echo]:
 
 
 @pytest.mark.pusher("clients", "laravel-echo listens to public, private and presence channels")
-async def test_echo_listens_to_public_private_and_presence_channels(stage: Stage) -> None:
+@pytest.mark.parametrize("broadcaster", ["pusher", "reverb"])
+async def test_echo_listens_to_public_private_and_presence_channels(
+    stage: Stage, broadcaster: str
+) -> None:
     await stage.open_session(stage.user("streamer"))
     news = stage.user("news")
     own, room = f"user@{stage.user('streamer')}", f"stream@{stage.user('streamer')}"
-    async with echo(stage, "streamer", "streamer") as streamer:
+    async with echo(stage, "streamer", "streamer", broadcaster) as streamer:
         await streamer.order("listen", channel=news, type="public", event=".headline")
         await streamer.order("listen", channel=own, type="private", event=".goal.added")
         await streamer.order("listen", channel=room, type="presence", event=".goal.ended")
