@@ -71,7 +71,7 @@ async def publish(call: ApiCall) -> Answer:
     """`POST /apps/{id}/events`: one event to up to a hundred channels."""
     try:
         event = _decode_event(call.body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return refused(400, f"the body is not an event: {error}")
     channels = event.channels or ([event.channel] if event.channel else [])
     fault = _event_fault(event, channels, call.parts.settings)
@@ -97,7 +97,7 @@ async def publish_batch(call: ApiCall) -> Answer:
     """`POST /apps/{id}/batch_events`: up to ten events, each to its channel."""
     try:
         batch = _decode_batch(call.body).batch
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return refused(400, f"the body is not a batch of events: {error}")
     if not 0 < len(batch) <= MAX_BATCH:
         return refused(400, f"a batch has 1 to {MAX_BATCH} events")

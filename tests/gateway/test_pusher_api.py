@@ -183,12 +183,14 @@ class TestPublishing:
         assert answer.headers["content-type"] == "text/plain; charset=utf-8"
         assert answer.text.strip()
 
-    @pytest.mark.parametrize("body", [b"", b"[]", b"null", b"{", b"\xff", b'{"name": "\\ud800"}'])
+    @pytest.mark.parametrize(
+        "body",
+        [b"", b"[]", b"null", b"{", b"\xff", b'{"name": "\xff"}', b'{"name": "\\ud800"}'],
+    )
     async def test_a_body_that_is_no_event_is_refused(self, caller: Caller, body: bytes) -> None:
         assert (await caller.post(body)).status_code == 400
 
     @pytest.mark.pusher("2.2", "data over the limit is a 413")
-    @pytest.mark.pusher("2.2", "data over its bound is a 413")
     async def test_the_data_of_an_event_has_a_bound_in_bytes(self, caller: Caller) -> None:
         fits = await caller.publish(data="ä" * 5_120)
         over = await caller.publish(data="ä" * 5_120 + "a")

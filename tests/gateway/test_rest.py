@@ -204,6 +204,7 @@ class TestGoals:
             b'{"agree": null}',
             b'{"agree"',
             b"\xff",
+            b'{"agree": "\xff"}',
         ],
     )
     async def test_agree_must_be_true_or_false(self, stage: Stage, body: bytes) -> None:
@@ -254,6 +255,12 @@ class TestSessions:
         assert again.status_code == 200
         assert first.json()["id"] == again.json()["id"]
         assert first.json()["user"] == {"id": stage.streamer_id}
+
+    async def test_a_session_of_no_json_is_malformed(self, stage: Stage) -> None:
+        for body in (b"[]", b'{"rtc_sources": "\xff"}'):
+            answer = await stage.http.post("/sessions", content=body, headers=stage.ada)
+
+            assert_problem(answer, ErrorCode.MALFORMED, 400)
 
     async def test_a_viewer_can_not_go_live(self, stage: Stage) -> None:
         answer = await stage.http.post("/sessions", json={}, headers=stage.bob)
