@@ -22,15 +22,6 @@ serve({
   async get({ path, params }) {
     return answer(await pusher.get({ path, params }));
   },
-  async terminate({ user }) {
-    return answer(await pusher.terminateUserConnections(user));
-  },
-  async trigger_batch({ batch }) {
-    return answer(await pusher.triggerBatch(batch));
-  },
-  async get({ path, params }) {
-    return answer(await pusher.get({ path, params }));
-  },
   async post({ path, params, body }) {
     return answer(await pusher.post({ path, params, body }));
   },
