@@ -161,10 +161,12 @@ class RedisOccupancy:
         while True:
             await self._flush()
             await lease.when_settled()
+            # A renewal may learn of the next epoch while the answer is on its way.
+            known = lease.epoch
             epoch, answer = await self._commands.run(packed("GET", lease.epoch_key) + question, 2)
             if isinstance(answer, hiredis.ReplyError):
                 raise BrokerUnavailable(f"Redis refused to tell sums: {answer}")
-            if not lease.epoch or epoch == lease.epoch:
+            if not known or epoch == known:
                 return answer
             await lease.lost()
 
@@ -188,10 +190,10 @@ class RedisOccupancy:
         """
         async with self._flushing:
             self._reported.clear()
-            # Before all nodes have entered their numbers again, each change could seem a turn.
-            await self._lease.when_settled()
             dirty = self._dirty
             for app_id, names in _by_app(list(dirty)):
+                # Before all nodes have entered their numbers again, each change could seem a turn.
+                await self._lease.when_settled()
                 numbers = {name: dirty[app_id, name] for name in names}
                 if not await self._write(app_id, numbers):
                     self._reported.set()

@@ -175,12 +175,14 @@ class RedisPresence:
         lease = self._lease
         while True:
             await lease.when_settled()
+            # A renewal may learn of the next epoch while the answer is on its way.
+            known = lease.epoch
             first = packed("GET", lease.epoch_key)
             epoch, *answers = await self._commands.run(first + questions, 1 + count)
             for answer in answers:
                 if isinstance(answer, hiredis.ReplyError):
                     raise BrokerUnavailable(f"Redis refused to tell members: {answer}")
-            if not lease.epoch or epoch == lease.epoch:
+            if not known or epoch == known:
                 return answers
             await lease.lost()
 
@@ -211,11 +213,11 @@ class RedisPresence:
         await self._pay_owed()
 
     async def _pay_owed(self) -> None:
+        epoch = self._lease.epoch
         for entries in _in_chunks(list(self._owed)):
             due = [entry for entry in entries if entry in self._owed]
             if not due:
                 continue
-            epoch = self._lease.epoch
             calls = [self._leave_call(entry, epoch) for entry in due]
             answers = await self._commands.run_scripts(_LEAVE, calls)
             for entry, answer in zip(due, answers, strict=True):
