@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 HEARTBEAT_S: Final = 25.0
 # How long a session may be without a stream or a poll: a round trip of a slow network, or two.
 REOPEN_GRACE_S: Final = 5.0
+# How long the last words wait for whoever fetches them.
+_CLOSE_GRACE_S: Final = 3.0
 # After this the client opens another stream.
 STREAM_UNITS: Final = 256 * 1024
 # Handed to the transport at once; more waits here, where it is bounded.
@@ -291,7 +293,7 @@ class FallbackSession:
         self._phase = Phase.CLOSING
         self.node.telemetry.disconnects.labels(str(int(code))).inc()
         self._part()
-        self.node.wheel.put(self, self.node.now() + REOPEN_GRACE_S)
+        self.node.wheel.put(self, self.node.now() + _CLOSE_GRACE_S)
 
     def abort_slow(self) -> None:
         """Ends a connection whose peer reads too slowly; it recovers when it reconnects."""

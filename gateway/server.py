@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 _BACKLOG: Final = 2048
 # How long HTTP calls in flight may take once the process has been told to stop.
 _HTTP_GRACE_S: Final = 5.0
+# How long after the drain the last of the connections over HTTP has fetched its close, or is cut.
+_LAST_WORDS_S: Final = 4.0
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -89,7 +91,7 @@ class GatewayServer(uvicorn.Server):
         grace_s = _HTTP_GRACE_S
         if isinstance(app, GatewayApp):
             # Connections over HTTP are calls in flight that end with the drain.
-            grace_s = max(grace_s, app.begin_drain() + 1.0)
+            grace_s = max(grace_s, app.begin_drain() + _LAST_WORDS_S)
         self._send_away()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):

@@ -11,8 +11,11 @@ import pytest
 from websockets.asyncio.client import connect
 
 from gateway.app import GatewayApp
+from gateway.broker import Publication
+from gateway.frames import push_body
 from gateway.server import listen, running_gateway, server_config
 from gateway.wiring import StartError
+from tests.gateway.fallback_client import FallbackClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,6 +91,31 @@ async def test_a_stopping_gateway_sends_its_sockets_elsewhere_and_ends(
             await closed
 
     assert client.close_code == 4200
+
+
+@pytest.mark.pusher("1.10", "a stopping node sends its sessions elsewhere (4200)")
+async def test_a_stopping_gateway_sends_its_connections_over_http_elsewhere_and_ends(
+    settings: Settings, apps: Apps, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        gateway = await stack.enter_async_context(running_gateway(settings, apps))
+        async with (
+            FallbackClient(gateway.port, streams=True) as reader,
+            FallbackClient(gateway.port, streams=True) as stalled,
+        ):
+            await reader.connect()
+            await stalled.connect()
+            await stalled.subscribed("news")
+            big = Publication("1", "news", push_body("e", "news", "x" * 10_000))
+            for _ in range(60):
+                await gateway.parts.node.publish([big])
+
+            stopping = asyncio.create_task(stack.aclose())
+
+            assert (await reader.closed())[1][0] == 4200
+            async with asyncio.timeout(10):
+                await stopping
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_a_call_in_flight_is_answered_before_the_end(settings: Settings, apps: Apps) -> None:
