@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 SHAPE ?= fanout
 # Each has a MongoDB and a Redis of its own; most tests wait for processes more than they compute.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 4
 
 # The first of these that is new enough; `make PYTHON=… test` names another.
 PYTHON ?=
@@ -20,7 +20,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/duet demo $(ARGS)
 
 test: install npm
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: lint test
 

@@ -202,7 +202,8 @@ async def test_what_the_driver_may_repeat_succeeds_at_once(
             id="the commit hangs",
         ),
         pytest.param(
-            {"failCommands": ["find"], "blockConnection": True, "blockTimeMS": BLOCKED_MS},
+            {"failCommands": ["find", "aggregate"], "blockConnection": True,
+                 "blockTimeMS": BLOCKED_MS},
             id="reads hang",
         ),
     ],
