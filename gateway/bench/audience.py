@@ -21,6 +21,7 @@ import msgspec
 
 from gateway.bench.errors import BenchError
 from gateway.bench.loop import run
+from gateway.bench.peers.dialects import DIALECTS
 from gateway.bench.wire import open_socket
 
 _PROGRESS_STEP: Final = 50
@@ -28,7 +29,11 @@ _LINE_BYTES: Final = 65_536
 
 
 class Join(msgspec.Struct, frozen=True, tag=True):
-    """Open `sockets` connections, `in_flight` at a time, and subscribe each; brings `Joined`s."""
+    """Open `sockets` connections, `in_flight` at a time, and subscribe each; brings `Joined`s.
+
+    Attributes:
+        dialect: What the server speaks, a key of `DIALECTS`.
+    """
 
     host: str
     port: int
@@ -37,6 +42,7 @@ class Join(msgspec.Struct, frozen=True, tag=True):
     sockets: int
     in_flight: int
     deadline_s: float
+    dialect: str
 
 
 class Count(msgspec.Struct, frozen=True, tag=True):
@@ -173,7 +179,13 @@ async def _join(audience: Audience, command: Join) -> None:
 
     async def join_one() -> None:
         async with turn:
-            socket = await open_socket(command.host, command.port, command.path, command.deadline_s)
+            socket = await open_socket(
+                command.host,
+                command.port,
+                command.path,
+                command.deadline_s,
+                DIALECTS[command.dialect],
+            )
             await socket.subscribe(command.subscribe_frame, command.deadline_s)
             listener = Listener(audience)
             socket.transport.set_protocol(listener)

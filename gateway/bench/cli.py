@@ -235,7 +235,12 @@ def _measured(
         progress.advance(starting)
         afterwards = stack.enter_context(contextlib.ExitStack())
         target = stack.enter_context(
-            running_gateway_process(servers.mongodb_url, database, servers.redis_url)
+            running_gateway_process(
+                servers.mongodb_url,
+                database,
+                servers.redis_url,
+                None if servers.redis is None else servers.redis.process.pid,
+            )
         )
         if servers.mongodb is None:
             # Somebody else's MongoDB is left as it was, once the gateway has ended.

@@ -118,6 +118,7 @@ class Crowd:
                     sockets=share,
                     in_flight=_CONNECTING_AT_ONCE,
                     deadline_s=_CONNECT_DEADLINE_S,
+                    dialect=target.dialect,
                 )
                 group.create_task(_joined(member, command, advance))
         self.sockets = sockets

@@ -138,9 +138,12 @@ class Publisher:
         )
 
     async def _round(self, crowd: Crowd, number: int, burst: int) -> float | None:
-        request = self._target.publish_request(_CHANNEL, _EVENT, self._data)
+        requests = self._target.burst_requests(_CHANNEL, _EVENT, self._data, burst)
         started_s = time.monotonic()
-        answers = [connection.send(request) for connection in self._connections[:burst]]
+        answers = [
+            connection.send(request)
+            for connection, request in zip(self._connections, requests, strict=False)
+        ]
         over_s = await crowd.round_over(number, _ROUND_DEADLINE_S)
         try:
             async with asyncio.timeout(_ROUND_DEADLINE_S):

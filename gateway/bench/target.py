@@ -61,11 +61,13 @@ class Target(Protocol):
         name: For tables.
         host: Where it listens.
         port: Where it listens.
+        dialect: What its sockets speak, a key of `gateway.bench.peers.dialects.DIALECTS`.
     """
 
     name: str
     host: str
     port: int
+    dialect: str
 
     def socket_path(self, token: str | None = None) -> str:
         """The path that a WebSocket asks for, with what proves its user."""
@@ -76,11 +78,17 @@ class Target(Protocol):
     def publish_request(self, channel: str, event: str, data: str) -> bytes:
         """The HTTP call that publishes one event."""
 
+    def burst_requests(self, channel: str, event: str, data: str, count: int) -> list[bytes]:
+        """The HTTP calls that publish one event `count` times, each for a connection of its own."""
+
     def delivered_bytes(self, channel: str, event: str, data: str) -> int:
         """How many bytes each subscriber receives for that event."""
 
     def usage(self) -> Usage:
-        """CPU and memory of the server, all its processes together."""
+        """CPU and memory of the server, all its processes together, Redis apart."""
+
+    def redis_usage(self) -> Usage | None:
+        """CPU and memory of the Redis that it uses; None without one, or with somebody else's."""
 
 
 class GatewayTarget:
@@ -91,9 +99,18 @@ class GatewayTarget:
 
     name = "duet"
     host = LOOPBACK
+    dialect = "pusher"
 
-    def __init__(self, guard: ServerGuard, mongodb_url: str, database: str, redis_url: str) -> None:
+    def __init__(
+        self,
+        guard: ServerGuard,
+        mongodb_url: str,
+        database: str,
+        redis_url: str,
+        redis_pid: int | None = None,
+    ) -> None:
         self.port = 0
+        self._redis_pid = redis_pid
         self._database = database
         self._redis_prefix = f"duet-bench-{secrets.token_hex(4)}"
         self._mongodb_url = mongodb_url
@@ -184,6 +201,10 @@ class GatewayTarget:
         signature = hmac_hex(self._app_secret, f"POST\n{path}\n{pairs}".encode())
         return http_request("POST", f"{path}?{pairs}&auth_signature={signature}", self.host, body)
 
+    def burst_requests(self, channel: str, event: str, data: str, count: int) -> list[bytes]:
+        """As many signed calls: nobody's backend may publish one event twice in a call."""
+        return [self.publish_request(channel, event, data) for _ in range(count)]
+
     def call(self, method: str, path: str, token: str, body: Any) -> bytes:
         """The bytes of an HTTP call of the user whose JWT is given."""
         headers = f"Authorization: Bearer {token}\r\n"
@@ -197,6 +218,10 @@ class GatewayTarget:
         """CPU and memory of the gateway, worker processes included."""
         return usage_of(self._process.pid)
 
+    def redis_usage(self) -> Usage | None:
+        """CPU and memory of the embedded Redis; None of one that was given by its URL."""
+        return None if self._redis_pid is None else usage_of(self._redis_pid)
+
 
 def import_path() -> str:
     """A `PYTHONPATH` with which another process imports the same `gateway` as this one."""
@@ -206,7 +231,7 @@ def import_path() -> str:
 
 @contextlib.contextmanager
 def running_gateway_process(
-    mongodb_url: str, database: str, redis_url: str
+    mongodb_url: str, database: str, redis_url: str, redis_pid: int | None = None
 ) -> Iterator[GatewayTarget]:
     """A gateway process that ends with the block, and with this process however that ends.
 
@@ -215,7 +240,7 @@ def running_gateway_process(
         EmbeddedError: It can't be run.
     """
     with ServerGuard() as guard:
-        target = GatewayTarget(guard, mongodb_url, database, redis_url)
+        target = GatewayTarget(guard, mongodb_url, database, redis_url, redis_pid)
         try:
             target.start()
             yield target
