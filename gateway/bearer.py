@@ -13,7 +13,7 @@ import msgspec
 
 from gateway.auth import AuthError
 from gateway.broker import BrokerUnavailable
-from gateway.errors import CommandError, ErrorCode
+from gateway.errors import Code, CommandError, ErrorCode
 from gateway.parts import parts_of
 from gateway.problem import BodyTooLargeError, DisconnectedError, header, problem, read_body
 from persistence.errors import StoreOverloaded, StoreUnavailable
@@ -42,7 +42,7 @@ class RefusedError(Exception):
         error: What the document says.
     """
 
-    def __init__(self, code: ErrorCode, message: str | None = None) -> None:
+    def __init__(self, code: Code, message: str | None = None) -> None:
         self.error = CommandError.of(code, message)
         super().__init__(self.error.message)
 

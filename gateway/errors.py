@@ -8,7 +8,7 @@ Source: DESIGN 1, PROTOCOL 1.9.
 """
 
 from enum import IntEnum, StrEnum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -16,27 +16,8 @@ from statemachine.goal import RejectionCode
 
 
 class ErrorCode(StrEnum):
-    """Every `code` that an answer of Duet can carry."""
+    """Why the edge refuses; the state machine's own reasons are `RejectionCode`."""
 
-    # The state machine's: the values of `RejectionCode`.
-    NOT_YOUR_GOAL = "not_your_goal"
-    WRONG_ROLE = "wrong_role"
-    OWN_SESSION = "own_session"
-    SESSION_ENDED = "session_ended"
-    SESSION_BUSY = "session_busy"
-    AMOUNT_OUT_OF_RANGE = "amount_out_of_range"
-    DURATION_OUT_OF_RANGE = "duration_out_of_range"
-    GOAL_EXPIRED = "goal_expired"
-    GOAL_NOT_AGREED = "goal_not_agreed"
-    GOAL_NOT_LIVE = "goal_not_live"
-    GOAL_NOT_DECLINED = "goal_not_declined"
-    GOAL_ALREADY_INVITED = "goal_already_invited"
-    GOAL_ALREADY_AGREED = "goal_already_agreed"
-    GOAL_ALREADY_LIVE = "goal_already_live"
-    GOAL_ALREADY_DECLINED = "goal_already_declined"
-    GOAL_ALREADY_ENDED = "goal_already_ended"
-    TOO_EARLY = "too_early"
-    # The edge's.
     MALFORMED = "malformed"
     UNKNOWN_COMMAND = "unknown_command"
     UNKNOWN_GOAL = "unknown_goal"
@@ -57,6 +38,10 @@ class ErrorCode(StrEnum):
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     INTERNAL = "internal"
+
+
+# Every `code` that an answer of Duet can carry.
+Code: TypeAlias = RejectionCode | ErrorCode
 
 
 class ErrorSpec(NamedTuple):
@@ -81,26 +66,26 @@ def _again(http_status: int, sentence: str) -> ErrorSpec:
     return ErrorSpec(http_status, True, sentence)
 
 
-_E = ErrorCode
+_R, _E = RejectionCode, ErrorCode
 
-ERRORS: Final[dict[ErrorCode, ErrorSpec]] = {
-    _E.NOT_YOUR_GOAL: _no(403, "This goal belongs to someone else."),
-    _E.WRONG_ROLE: _no(403, "Your role can't do this."),
-    _E.OWN_SESSION: _no(403, "You can't invite yourself."),
-    _E.SESSION_ENDED: _no(409, "The stream has ended."),
-    _E.SESSION_BUSY: _no(409, "The streamer has already agreed to a private show."),
-    _E.AMOUNT_OUT_OF_RANGE: _no(422, "This amount is not allowed."),
-    _E.DURATION_OUT_OF_RANGE: _no(422, "This duration is not allowed."),
-    _E.GOAL_EXPIRED: _no(409, "This invitation has expired."),
-    _E.GOAL_NOT_AGREED: _no(409, "This goal has not been agreed."),
-    _E.GOAL_NOT_LIVE: _no(409, "This goal is not live."),
-    _E.GOAL_NOT_DECLINED: _no(409, "This goal has not been declined."),
-    _E.GOAL_ALREADY_INVITED: _no(409, "This goal already stands as an invitation."),
-    _E.GOAL_ALREADY_AGREED: _no(409, "This goal has already been agreed."),
-    _E.GOAL_ALREADY_LIVE: _no(409, "This goal is already live."),
-    _E.GOAL_ALREADY_DECLINED: _no(409, "This goal has already been declined."),
-    _E.GOAL_ALREADY_ENDED: _no(409, "This goal has already ended."),
-    _E.TOO_EARLY: _no(409, "It is too early for this."),
+ERRORS: Final[dict[Code, ErrorSpec]] = {
+    _R.NOT_YOUR_GOAL: _no(403, "This goal belongs to someone else."),
+    _R.WRONG_ROLE: _no(403, "Your role can't do this."),
+    _R.OWN_SESSION: _no(403, "You can't invite yourself."),
+    _R.SESSION_ENDED: _no(409, "The stream has ended."),
+    _R.SESSION_BUSY: _no(409, "The streamer has already agreed to a private show."),
+    _R.AMOUNT_OUT_OF_RANGE: _no(422, "This amount is not allowed."),
+    _R.DURATION_OUT_OF_RANGE: _no(422, "This duration is not allowed."),
+    _R.GOAL_EXPIRED: _no(409, "This invitation has expired."),
+    _R.GOAL_NOT_AGREED: _no(409, "This goal has not been agreed."),
+    _R.GOAL_NOT_LIVE: _no(409, "This goal is not live."),
+    _R.GOAL_NOT_DECLINED: _no(409, "This goal has not been declined."),
+    _R.GOAL_ALREADY_INVITED: _no(409, "This goal already stands as an invitation."),
+    _R.GOAL_ALREADY_AGREED: _no(409, "This goal has already been agreed."),
+    _R.GOAL_ALREADY_LIVE: _no(409, "This goal is already live."),
+    _R.GOAL_ALREADY_DECLINED: _no(409, "This goal has already been declined."),
+    _R.GOAL_ALREADY_ENDED: _no(409, "This goal has already ended."),
+    _R.TOO_EARLY: _no(409, "It is too early for this."),
     _E.MALFORMED: _no(400, "This is not what the command expects."),
     _E.UNKNOWN_COMMAND: _no(400, "There is no such command."),
     _E.UNKNOWN_GOAL: _no(404, "There is no such goal."),
@@ -125,25 +110,31 @@ ERRORS: Final[dict[ErrorCode, ErrorSpec]] = {
     _E.INTERNAL: _again(500, "Something went wrong on our side."),
 }
 
-# A code that the state machine learns and this table lacks stops the process when it starts.
-_UNCOVERED = {code.value for code in RejectionCode} - {code.value for code in ERRORS}
+_BY_VALUE: Final = {code.value: code for code in ERRORS}
+
+# A code that either list learns and this table lacks stops the process when it starts.
+_UNCOVERED = {code.value for code in (*RejectionCode, *ErrorCode)} - _BY_VALUE.keys()
 if _UNCOVERED:
     raise ValueError(f"gateway.errors has no entry for {', '.join(sorted(_UNCOVERED))}")
+
+
+def code_of(value: str) -> Code:
+    """The code that is written `value`; raises `KeyError` when there is none."""
+    return _BY_VALUE[value]
 
 
 class CommandError(msgspec.Struct, frozen=True):
     """Why a command was refused: the `error` of a `goal.reply`, the core of an HTTP problem."""
 
-    code: ErrorCode
+    code: Code
     message: str
     retryable: bool
 
     @classmethod
-    def of(cls, code: ErrorCode | RejectionCode, message: str | None = None) -> "CommandError":
+    def of(cls, code: Code, message: str | None = None) -> "CommandError":
         """The error of `code`, in the table's sentence unless there is a more exact one."""
-        known = ErrorCode(code.value)
-        spec = ERRORS[known]
-        return cls(known, message or spec.sentence, spec.retryable)
+        spec = ERRORS[code]
+        return cls(code, message or spec.sentence, spec.retryable)
 
     @property
     def http_status(self) -> int:

@@ -14,13 +14,13 @@ import structlog
 from gateway.auth import USER_ID_PATTERN
 from gateway.broker import BrokerUnavailable
 from gateway.commands import Agree, Disagree, Finish, Invite, Reply, Start, Withdraw
-from gateway.errors import ERRORS, CommandError, ErrorCode
+from gateway.errors import ERRORS, CommandError, ErrorCode, code_of
 from gateway.passes import pass_of, signed
 from persistence.errors import StoreDamaged, StoreOverloaded, StoreUnavailable
 from persistence.faults import Step, reached
 from persistence.intents import Done, Intent, Refused, Terms
 from persistence.views import goal_view, session_view
-from statemachine.goal import CommandName, Role
+from statemachine.goal import CommandName, RejectionCode, Role
 from statemachine.instants import rfc3339
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class GoalCommands:
         if goal is None:
             return CommandError.of(ErrorCode.UNKNOWN_GOAL)
         if identity.user_id not in _parties(goal):
-            return CommandError.of(ErrorCode.NOT_YOUR_GOAL)
+            return CommandError.of(RejectionCode.NOT_YOUR_GOAL)
         return msgspec.json.encode(goal_view(goal))
 
     async def create_session(
@@ -132,7 +132,7 @@ class GoalCommands:
     ) -> tuple[int, bytes] | CommandError:
         """Starts the caller's Session: 201; or finds the one that is live: 200."""
         if identity.role is Role.VIEWER:
-            return CommandError.of(ErrorCode.WRONG_ROLE, "Only a streamer can go live.")
+            return CommandError.of(RejectionCode.WRONG_ROLE, "Only a streamer can go live.")
         if not USER_ID_PATTERN.fullmatch(identity.user_id):
             return CommandError.of(ErrorCode.BAD_USER_ID)
         try:
@@ -239,7 +239,7 @@ def _intent(name: CommandName, command: GoalCommand, identity: Identity) -> Inte
 
 
 def _error(refused: Refused) -> CommandError:
-    code = ErrorCode(refused.code)
+    code = code_of(refused.code)
     return CommandError(code, refused.message, ERRORS[code].retryable)
 
 

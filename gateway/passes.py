@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jwt
 
 from gateway.errors import CommandError, ErrorCode
+from statemachine.goal import RejectionCode
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -26,7 +27,7 @@ def pass_of(
     `exp`. Everyone else may while the stream is exclusive to nobody, for `room_pass_s` at a time.
     """
     if not session.active:
-        return CommandError.of(ErrorCode.SESSION_ENDED)
+        return CommandError.of(RejectionCode.SESSION_ENDED)
     streamer_id = session.user.id
     entry = session.viewers.get(user_id)
     if entry is not None and user_id != streamer_id:

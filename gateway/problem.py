@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from starlette.responses import Response
 
-from gateway.errors import CommandError, ErrorCode
+from gateway.errors import Code, CommandError
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope
@@ -36,7 +36,7 @@ class Problem(msgspec.Struct, frozen=True):
     title: str
     status: int
     detail: str
-    code: ErrorCode
+    code: Code
     retryable: bool
     type: str = "about:blank"
     goal: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -81,7 +81,7 @@ def problem(
     return Response(msgspec.json.encode(document), status, extra, PROBLEM_TYPE)
 
 
-def refusal(code: ErrorCode, message: str | None = None) -> Response:
+def refusal(code: Code, message: str | None = None) -> Response:
     """The problem document of a code of the table."""
     return problem(CommandError.of(code, message))
 

@@ -28,6 +28,7 @@ from gateway.commands import (
 from gateway.errors import CommandError, ErrorCode
 from gateway.parts import parts_of
 from gateway.problem import header, problem
+from statemachine.goal import RejectionCode
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -180,7 +181,9 @@ async def _show_goal(request: Request, identity: Identity) -> str:
         if pair.trigger_exclusive_goal_agreed and not pair.exclusive_goal_ended
     ]
     if not agreed:
-        raise RefusedError(ErrorCode.GOAL_NOT_AGREED, "Nothing has been agreed in this session.")
+        raise RefusedError(
+            RejectionCode.GOAL_NOT_AGREED, "Nothing has been agreed in this session."
+        )
     return max(agreed)[1]
 
 

@@ -9,20 +9,27 @@ from gateway.errors import (
     DISCONNECTS,
     ERRORS,
     CloseCode,
+    Code,
     CommandError,
     ErrorCode,
     Notice,
+    code_of,
 )
 from statemachine.goal import RejectionCode
 
 
 @pytest.mark.parametrize("code", list(RejectionCode))
 def test_every_rejection_of_the_state_machine_is_in_the_table(code: RejectionCode) -> None:
-    assert CommandError.of(code).code.value == code.value
+    assert CommandError.of(code).code is code
+    assert code_of(code.value) is code
 
 
-@pytest.mark.parametrize("code", list(ErrorCode))
-def test_every_code_has_a_status_and_a_sentence(code: ErrorCode) -> None:
+def test_no_code_means_two_things() -> None:
+    assert not {code.value for code in ErrorCode} & {code.value for code in RejectionCode}
+
+
+@pytest.mark.parametrize("code", list(ERRORS))
+def test_every_code_has_a_status_and_a_sentence(code: Code) -> None:
     spec = ERRORS[code]
 
     assert 400 <= http.HTTPStatus(spec.http_status) < 600
@@ -30,8 +37,8 @@ def test_every_code_has_a_status_and_a_sentence(code: ErrorCode) -> None:
     assert spec.sentence[0].isupper()
 
 
-@pytest.mark.parametrize("code", list(ErrorCode))
-def test_only_what_may_change_by_itself_is_retryable(code: ErrorCode) -> None:
+@pytest.mark.parametrize("code", list(ERRORS))
+def test_only_what_may_change_by_itself_is_retryable(code: Code) -> None:
     spec = ERRORS[code]
 
     assert spec.retryable == (spec.http_status in {429, 500, 503, 504})

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from gateway.errors import ERRORS, CommandError, ErrorCode
+from gateway.errors import ERRORS, Code, CommandError, ErrorCode
 from gateway.problem import BodyTooLargeError, DisconnectedError, problem, read_body, refusal
+from statemachine.goal import RejectionCode
 
 
 class Caller:
@@ -68,8 +69,8 @@ async def test_a_caller_who_leaves_has_sent_no_body() -> None:
         await read(Caller(b"01", disconnects=True))
 
 
-@pytest.mark.parametrize("code", list(ErrorCode))
-def test_every_code_makes_a_problem_document(code: ErrorCode) -> None:
+@pytest.mark.parametrize("code", list(ERRORS))
+def test_every_code_makes_a_problem_document(code: Code) -> None:
     answer = refusal(code)
 
     document = json.loads(bytes(answer.body))
@@ -81,7 +82,7 @@ def test_every_code_makes_a_problem_document(code: ErrorCode) -> None:
 
 
 def test_a_problem_can_show_the_goal_as_it_is() -> None:
-    error = CommandError.of(ErrorCode.GOAL_ALREADY_AGREED)
+    error = CommandError.of(RejectionCode.GOAL_ALREADY_AGREED)
 
     document = json.loads(bytes(problem(error, b'{"state":"agreed"}').body))
 

@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.errors import ErrorCode
+from statemachine.goal import RejectionCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import httpx
+
+    from gateway.errors import Code
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -58,7 +61,7 @@ def stage(
     return Stage(http, bearer, user)
 
 
-def assert_problem(answer: httpx.Response, code: ErrorCode, status: int) -> dict[str, Any]:
+def assert_problem(answer: httpx.Response, code: Code, status: int) -> dict[str, Any]:
     assert answer.headers["content-type"] == "application/problem+json"
     problem: dict[str, Any] = answer.json()
     assert (problem["code"], problem["status"], answer.status_code) == (code, status, status)
@@ -111,7 +114,7 @@ class TestGoals:
 
         late = await stage.answer(goal["id"], agree=False)
 
-        problem = assert_problem(late, ErrorCode.GOAL_ALREADY_AGREED, 409)
+        problem = assert_problem(late, RejectionCode.GOAL_ALREADY_AGREED, 409)
         assert problem["goal"]["state"] == "agreed"
 
     async def test_the_same_idempotency_key_gives_the_same_answer_and_no_second_effect(
@@ -156,7 +159,7 @@ class TestGoals:
             "DELETE", f"/goals/{goal['id']}", json={"agree": True}, headers=stage.bob
         )
 
-        assert_problem(answer, ErrorCode.WRONG_ROLE, 403)
+        assert_problem(answer, RejectionCode.WRONG_ROLE, 403)
 
     async def test_another_streamer_can_not_agree(
         self, stage: Stage, bearer: Callable[..., dict[str, str]], user: Callable[[str], str]
@@ -170,14 +173,14 @@ class TestGoals:
             headers=bearer(user("mallory"), "streamer"),
         )
 
-        assert_problem(answer, ErrorCode.NOT_YOUR_GOAL, 403)
+        assert_problem(answer, RejectionCode.NOT_YOUR_GOAL, 403)
 
     async def test_a_stranger_can_not_read_a_goal(self, stage: Stage) -> None:
         goal = await stage.invitation()
 
         answer = await stage.http.get(f"/goals/{goal['id']}", headers=stage.eve)
 
-        assert_problem(answer, ErrorCode.NOT_YOUR_GOAL, 403)
+        assert_problem(answer, RejectionCode.NOT_YOUR_GOAL, 403)
 
     @pytest.mark.parametrize(
         "goal_id", [UNKNOWN, "5", "x" * 24, "a.b", "$where", "%00", UNKNOWN + "0"]
@@ -237,7 +240,7 @@ class TestGoals:
     async def test_an_absurd_amount_is_refused(self, stage: Stage, amount: int) -> None:
         answer = await stage.invite(await stage.session(), amount=amount)
 
-        assert_problem(answer, ErrorCode.AMOUNT_OUT_OF_RANGE, 422)
+        assert_problem(answer, RejectionCode.AMOUNT_OUT_OF_RANGE, 422)
 
     async def test_an_invitation_to_no_session_is_refused(self, stage: Stage) -> None:
         for session_id in (UNKNOWN, "a.b", "$x"):
@@ -265,7 +268,7 @@ class TestSessions:
     async def test_a_viewer_can_not_go_live(self, stage: Stage) -> None:
         answer = await stage.http.post("/sessions", json={}, headers=stage.bob)
 
-        assert_problem(answer, ErrorCode.WRONG_ROLE, 403)
+        assert_problem(answer, RejectionCode.WRONG_ROLE, 403)
 
     async def test_the_streamer_ends_the_session(self, stage: Stage) -> None:
         session_id = await stage.session()
@@ -275,7 +278,7 @@ class TestSessions:
 
         assert ended.status_code == 200
         assert ended.json()["active"] is False
-        assert_problem(invited, ErrorCode.SESSION_ENDED, 409)
+        assert_problem(invited, RejectionCode.SESSION_ENDED, 409)
 
     async def test_nobody_else_ends_it(self, stage: Stage) -> None:
         session_id = await stage.session()
@@ -341,8 +344,8 @@ class TestShows:
         named = await stage.http.post(path, json={"goal_id": goal["id"]}, headers=stage.ada)
         unknown = await stage.http.post(path, json={"goal_id": "x"}, headers=stage.ada)
 
-        assert_problem(unnamed, ErrorCode.GOAL_NOT_AGREED, 409)
-        assert_problem(named, ErrorCode.GOAL_NOT_AGREED, 409)
+        assert_problem(unnamed, RejectionCode.GOAL_NOT_AGREED, 409)
+        assert_problem(named, RejectionCode.GOAL_NOT_AGREED, 409)
         assert_problem(unknown, ErrorCode.UNKNOWN_GOAL, 404)
 
 
