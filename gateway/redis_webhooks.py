@@ -6,7 +6,7 @@ facts themselves; `appendonly yes` keeps both (`docs/backends.md`).
 
 Names, behind the prefix: `{app}:hooks:{endpoint}` (events in order), `hooks:due` (queue -> when it
 may be sent), `hooks:claims` (queue -> who sends it), `hooks:failures` (queue -> in a row),
-`hooks:leaving` (ends that wait for a return).
+`hooks:leaving` (ends that wait for a return), `hooks:dropped` (queue -> events that did not fit).
 
 Source: `gateway.webhooks`.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import hiredis
 import msgspec
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 _EMIT: Final = Script.load("webhook_emit", 0, BEHIND)
 _FIRE: Final = Script.load("webhook_fire", 1, BEHIND)
-_CLAIM: Final = Script.load("webhook_claim", 4, BEHIND)
-_SETTLE: Final = Script.load("webhook_settle", 4, BEHIND)
+_CLAIM: Final = Script.load("webhook_claim", 5, BEHIND)
+_SETTLE: Final = Script.load("webhook_settle", 5, BEHIND)
 
 # Events and bytes of one call; a single event may be longer.
 _BATCH_EVENTS: Final = 100
@@ -91,6 +91,20 @@ class Batch:
     behind: str
 
 
+class Settled(NamedTuple):
+    """What the end of a claim has brought about, and to light.
+
+    Attributes:
+        removed: Events that were sent, or given up.
+        dropped: Events that did not fit into the queue since the end of the last claim.
+        begins: Whether these are the first ones since the queue was half empty, 1 or 0.
+    """
+
+    removed: int
+    dropped: int
+    begins: int
+
+
 class RedisWebhooks:
     """The queues of every app; implements `gateway.webhooks.Webhooks`.
 
@@ -130,6 +144,7 @@ class RedisWebhooks:
             {
                 "due": self._name("due"),
                 "leaving": self._name("leaving"),
+                "dropped": self._name("dropped"),
                 "queues": [
                     self._queue(app, endpoint)
                     for endpoint in endpoints(app)
@@ -158,8 +173,8 @@ class RedisWebhooks:
         queues, facts = await self._commands.run_script(
             _CLAIM,
             *(self._name("due"), self._name("claims"), self._name("failures")),
-            *(self._name("leaving"), token, int(self._timing.claim_s * 1000)),
-            *(most, _FACTS_AT_ONCE),
+            *(self._name("leaving"), self._name("dropped"), token),
+            *(int(self._timing.claim_s * 1000), most, _FACTS_AT_ONCE),
         )
         if facts:
             await self._fire(facts)
@@ -205,32 +220,34 @@ class RedisWebhooks:
         milliseconds, _, number = last.decode().partition("-")
         return Batch(events, f"{milliseconds}-{int(number) + 1}")
 
-    async def sent(self, claim: Claim, batch: Batch) -> bool:
-        """Removes a batch and ends the claim; False when another node had taken the queue over.
+    async def sent(self, claim: Claim, batch: Batch) -> Settled | None:
+        """Removes a batch and ends the claim; None when another node had taken the queue over.
 
         Raises:
             BrokerUnavailable: Redis did not answer in time.
         """
-        return await self._settle(claim, batch.behind) >= 0
+        return await self._settle(claim, batch.behind)
 
-    async def failed(self, claim: Claim) -> int:
-        """Lets a queue wait, longer with each failure in a row; returns how many were given up.
+    async def failed(self, claim: Claim) -> Settled | None:
+        """Lets a queue wait, longer with each failure in a row, and gives up what is too old.
+
+        Returns none when another node had taken the queue over.
 
         Raises:
             BrokerUnavailable: Redis did not answer in time.
         """
-        return max(0, await self._settle(claim, ""))
+        return await self._settle(claim, "")
 
-    async def _settle(self, claim: Claim, behind: str) -> int:
+    async def _settle(self, claim: Claim, behind: str) -> Settled | None:
         timing = self._timing
-        answer: int = await self._commands.run_script(
+        answer = await self._commands.run_script(
             _SETTLE,
             *(self._name("due"), self._name("claims"), self._name("failures"), claim.queue),
-            *(claim.token, behind),
+            *(self._name("dropped"), claim.token, behind),
             *(int(timing.retry_first_s * 1000), int(timing.retry_most_s * 1000)),
             int(timing.give_up_s * 1000),
         )
-        return answer
+        return None if answer[0] < 0 else Settled(*answer)
 
     # Names
 

@@ -136,6 +136,11 @@ class Telemetry:
         self.webhooks_given_up: Counter = self._counter(
             "webhook_events_given_up_total", "Webhook events that became too old to tell.", "app"
         )
+        self.webhooks_dropped: Counter = self._counter(
+            "webhook_events_dropped_total",
+            "Webhook events that did not fit into their endpoint's queue, the oldest ones.",
+            "app",
+        )
 
     def api_called(self, status: int) -> None:
         """Counts one answer of the Pusher HTTP API; finding the label anew would cost more."""

@@ -18,7 +18,7 @@ from gateway.tasks import Tasks
 from gateway.webhooks import signed_call
 
 if TYPE_CHECKING:
-    from gateway.redis_webhooks import Batch, Claim, RedisWebhooks
+    from gateway.redis_webhooks import Batch, Claim, RedisWebhooks, Settled
     from gateway.telemetry import Telemetry
     from persistence.clock import Clock
 
@@ -91,19 +91,31 @@ class WebhookSender:
                 return
             why = await self._call(claim, batch)
             if why is None:
-                if await webhooks.sent(claim, batch):
-                    self._telemetry.webhooks_sent.labels(claim.app.id).inc(len(batch.events))
-                return
-            given_up = await webhooks.failed(claim)
+                settled = await webhooks.sent(claim, batch)
+            else:
+                settled = await webhooks.failed(claim)
         except BrokerUnavailable as error:
             # The claim runs out, and the batch is sent again.
             log.warning("webhook_not_settled", app=claim.app.id, error=str(error))
             return
-        self._telemetry.webhooks_retried.labels(claim.app.id).inc()
-        self._telemetry.webhooks_given_up.labels(claim.app.id).inc(given_up)
+        self._note(claim, settled, len(batch.events), why)
+
+    def _note(self, claim: Claim, settled: Settled | None, count: int, why: str | None) -> None:
+        """Counts what a call with `count` events has come to, and logs what went wrong."""
+        app, telemetry = claim.app.id, self._telemetry
         # The address without its path and query, which may hold a secret.
         host = urlsplit(claim.endpoint.url).hostname
-        log.warning("webhook_not_taken", app=claim.app.id, host=host, why=why, given_up=given_up)
+        if why is not None:
+            given_up = settled.removed if settled else 0
+            telemetry.webhooks_retried.labels(app).inc()
+            telemetry.webhooks_given_up.labels(app).inc(given_up)
+            log.warning("webhook_not_taken", app=app, host=host, why=why, given_up=given_up)
+        elif settled is not None:
+            telemetry.webhooks_sent.labels(app).inc(count)
+        if settled is not None and settled.dropped:
+            telemetry.webhooks_dropped.labels(app).inc(settled.dropped)
+            if settled.begins:
+                log.error("webhook_queue_full", app=app, host=host, dropped=settled.dropped)
 
     async def _call(self, claim: Claim, batch: Batch) -> str | None:
         """Calls the endpoint once; why it has not taken the batch, else none."""

@@ -10,6 +10,8 @@ What an implementation promises:
 - **Ends wait.** `channel_vacated` and `member_removed` count after `DUET_WEBHOOK_DELAY_S`; who
   comes back before has never left, and neither the end nor the coming is told.
 - **Given up** is an event that is older than `DUET_WEBHOOK_GIVE_UP_S` when a call with it fails.
+- **Bounded.** Of more than about 10,000 waiting events of an endpoint the oldest are dropped, and
+  counted.
 - Endpoints wait for nobody but themselves.
 
 Source: PROTOCOL 2.3.

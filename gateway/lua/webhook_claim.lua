@@ -4,6 +4,7 @@
 -- KEYS[2]  hash   queue -> token of its claim
 -- KEYS[3]  hash   queue -> failures in a row
 -- KEYS[4]  zset   fact -> when it counts
+-- KEYS[5]  hash   queue -> events that did not fit
 -- ARGV[1]  token
 -- ARGV[2]  how long a claim lasts, in milliseconds: then another node may send
 -- ARGV[3]  how many queues to claim at most
@@ -18,6 +19,7 @@ for _, queue in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT'
     redis.call('ZREM', KEYS[1], queue)
     redis.call('HDEL', KEYS[2], queue)
     redis.call('HDEL', KEYS[3], queue)
+    redis.call('HDEL', KEYS[5], queue, queue .. ' told')
   else
     redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), queue)
     redis.call('HSET', KEYS[2], queue, ARGV[1])

@@ -3,7 +3,8 @@
 --
 -- hook   JSON, empty when the app has no webhook for it:
 --        {"due": zset queue -> when it may be sent, "leaving": zset fact -> when it counts,
---         "queues": streams to write to, "after_ms": how long an end waits for a return}
+--         "dropped": hash queue -> events that did not fit, "queues": streams to write to,
+--         "after_ms": how long an end waits for a return}
 -- fact   the end that a coming takes back, "app event channel user"
 -- event  JSON, as the backend gets it
 
@@ -18,7 +19,12 @@ end
 
 local function hook_queue(hook, event)
   for _, queue in ipairs(hook.queues) do
-    redis.call('XADD', queue, 'MAXLEN', '~', HOOK_EVENTS_MOST, '*', 'e', event)
+    redis.call('XADD', queue, '*', 'e', event)
+    -- The bound of XADD itself would not say how many it drops.
+    local dropped = redis.call('XTRIM', queue, 'MAXLEN', '~', HOOK_EVENTS_MOST)
+    if dropped > 0 then
+      redis.call('HINCRBY', hook.dropped, queue, dropped)
+    end
     redis.call('PEXPIRE', queue, HOOK_KEPT_MS)
     -- NX: a queue that is being sent, or waits to be sent again, keeps its time.
     redis.call('ZADD', hook.due, 'NX', hook_now(), queue)

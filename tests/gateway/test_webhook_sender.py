@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis.asyncio
+from structlog.testing import capture_logs
 
 from gateway.apps import App, Apps, Webhook
 from gateway.redis_broker import RedisBroker
-from gateway.redis_webhooks import HookTiming, RedisWebhooks
+from gateway.redis_link import packed
+from gateway.redis_webhooks import HookTiming, RedisWebhooks, Settled
 from gateway.telemetry import Telemetry
 from gateway.webhook_sender import WebhookSender
+from gateway.webhooks import endpoints
 from persistence.clock import Clock
 from persistence.embedded_redis import RedisServer
 from tests.gateway.harness import PATIENCE_S, until
@@ -225,7 +228,7 @@ async def test_the_waits_between_attempts_double_up_to_a_bound(
         for _ in range(9):
             [claim] = await node.webhooks.claim(10)
             seconds, microseconds = await admin.time()
-            assert await node.webhooks.failed(claim) == 0
+            assert await node.webhooks.failed(claim) == Settled(0, 0, 0)
             due_ms = await admin.zscore(key, claim.queue) or 0.0
             waits.append(due_ms / 1000 - seconds - microseconds / 1e6)
             await admin.zadd(key, {claim.queue: 0})
@@ -300,6 +303,29 @@ async def test_what_is_too_old_is_given_up_when_a_call_with_it_fails(
     await until(lambda: node.count("webhook_events_sent") == 1)
 
 
+async def test_what_does_not_fit_is_counted_and_logged_once_until_the_queue_is_half_empty(
+    cluster: Cluster, receiver: Receiver
+) -> None:
+    node = await cluster.node(sends=False)
+    receiver.status = 503
+    dropped: list[float] = []
+    with capture_logs() as logs:
+        for waiting in (0, 9_000, 4_000, 4_000):
+            await trim_queue(cluster, waiting)
+            # The third call finds room, which ends the first stretch.
+            if len(dropped) != 2:
+                await overfill(cluster, node, by=300)
+            await send_once(node)
+            dropped.append(node.count("webhook_events_dropped"))
+
+    # Redis drops whole portions, so a few more than 10,000 may wait.
+    one, two, three, four = dropped
+    assert 200 <= one <= 300
+    assert one < two == three < four
+    told = [line["dropped"] for line in logs if line["event"] == "webhook_queue_full"]
+    assert told == [one, four - three]
+
+
 async def test_what_waited_while_no_node_ran_is_tried_however_old_it_is(
     cluster: Cluster, receiver: Receiver
 ) -> None:
@@ -348,7 +374,7 @@ async def test_who_was_away_for_longer_than_its_claim_settles_nothing(
     away.tell(cluster.app, 2)
 
     assert not await away.webhooks.sent(late, batch)
-    assert await away.webhooks.failed(late) == 0
+    assert await away.webhooks.failed(late) is None
 
     both = await other.webhooks.read(claims[0])
     assert both is not None
@@ -423,6 +449,38 @@ async def test_a_redis_that_keeps_its_data_is_killed_and_nothing_is_lost(
 
     server.process.stop()
     assert numbers(receiver) == [0, 1, 2]
+
+
+async def send_once(node: Node) -> None:
+    """Makes one call to the only endpoint, as soon as it may be called."""
+    claims: list[Any] = []
+    async with asyncio.timeout(PATIENCE_S):
+        while not claims:
+            claims = await node.webhooks.claim(10)
+    await node.sender._send(claims[0])
+
+
+async def trim_queue(cluster: Cluster, length: int) -> None:
+    """Leaves so many events in the only queue, the newest."""
+    async with redis.asyncio.Redis.from_url(cluster._url) as admin:
+        async for queue in admin.scan_iter(f"{cluster.prefix}:*", _type="stream"):
+            await admin.xtrim(queue, maxlen=length, approximate=False)
+
+
+async def overfill(cluster: Cluster, node: Node, by: int) -> None:
+    """Records so many events more than fit into the only queue."""
+    [endpoint] = endpoints(cluster.app)
+    queue = f"{cluster.prefix}:1:hooks:{endpoint.digest}"
+    async with redis.asyncio.Redis.from_url(cluster._url) as admin:
+        missing = 10_000 - await admin.xlen(queue)
+        async with admin.pipeline(transaction=False) as pipeline:
+            for _ in range(missing):
+                pipeline.xadd(queue, {"e": "{}"})
+            await pipeline.execute()
+        for number in range(by):
+            node.tell(cluster.app, number)
+        # The link's commands are done in order, so the last one's effect is everyone's.
+        await node.webhooks._commands.run(packed("PING"))
 
 
 async def until_queued(cluster: Cluster, count: int) -> None:
