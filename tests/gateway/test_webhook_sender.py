@@ -290,10 +290,14 @@ async def test_what_is_too_old_is_given_up_when_a_call_with_it_fails(
     cluster: Cluster, receiver: Receiver
 ) -> None:
     receiver.status = 503
-    node = await cluster.node(replace(TIMING, give_up_s=0.2))
+    node = await cluster.node(sends=False)
     node.tell(cluster.app, 1)
     node.tell(cluster.app, 2)
+    await until_queued(cluster, 2)
+    await make_older(cluster, by_s=TIMING.give_up_s)
+    node.sender.start()
     await until(lambda: node.count("webhook_events_given_up") == 2)
+    assert node.count("webhook_calls_failed") == 1
 
     receiver.status = 200
     node.tell(cluster.app, 3)
@@ -329,13 +333,12 @@ async def test_what_does_not_fit_is_counted_and_logged_once_until_the_queue_is_h
 async def test_what_waited_while_no_node_ran_is_tried_however_old_it_is(
     cluster: Cluster, receiver: Receiver
 ) -> None:
-    timing = replace(TIMING, give_up_s=0.001)
-    silent = await cluster.node(timing, sends=False)
+    silent = await cluster.node(sends=False)
     silent.tell(cluster.app, 1)
     await until_queued(cluster, 1)
-    await asyncio.sleep(0.01)
+    await make_older(cluster, by_s=2 * TIMING.give_up_s)
 
-    await cluster.node(timing)
+    await cluster.node()
     await receiver.until_events(1)
 
     assert numbers(receiver) == [1]
@@ -449,6 +452,17 @@ async def test_a_redis_that_keeps_its_data_is_killed_and_nothing_is_lost(
 
     server.process.stop()
     assert numbers(receiver) == [0, 1, 2]
+
+
+async def make_older(cluster: Cluster, by_s: float) -> None:
+    """Lets every queued event have happened so much earlier: its age is in its entry's id."""
+    async with redis.asyncio.Redis.from_url(cluster._url, decode_responses=True) as admin:
+        async for queue in admin.scan_iter(f"{cluster.prefix}:*", _type="stream"):
+            entries = await admin.xrange(queue)
+            await admin.delete(queue)
+            for entry_id, fields in entries:
+                at_ms, _, number = entry_id.partition("-")
+                await admin.xadd(queue, fields, id=f"{int(at_ms) - int(by_s * 1000)}-{number}")
 
 
 async def send_once(node: Node) -> None:
