@@ -456,6 +456,7 @@ async def test_a_redis_that_keeps_its_data_is_killed_and_nothing_is_lost(
 
 async def make_older(cluster: Cluster, by_s: float) -> None:
     """Lets every queued event have happened so much earlier: its age is in its entry's id."""
+    admin: Any
     async with redis.asyncio.Redis.from_url(cluster._url, decode_responses=True) as admin:
         async for queue in admin.scan_iter(f"{cluster.prefix}:*", _type="stream"):
             entries = await admin.xrange(queue)
