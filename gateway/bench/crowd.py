@@ -7,23 +7,32 @@ import contextlib
 import os
 import sys
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
-from gateway.bench.audience import (
+from gateway.bench.errors import BenchError
+from gateway.bench.orders import (
     Answer,
+    Awake,
     Command,
     Count,
     Counting,
     Failed,
     Join,
     Joined,
+    Keep,
+    Kept,
+    Leave,
+    Left,
+    Room,
     RoundOver,
     Tell,
     Told,
+    Within,
     decode_answer,
     encode_line,
 )
-from gateway.bench.errors import BenchError
+from gateway.bench.peers.dialects import DIALECTS
 from gateway.bench.target import import_path
 
 if TYPE_CHECKING:
@@ -35,8 +44,30 @@ _ANSWER_DEADLINE_S: Final = 30.0
 _CONNECT_DEADLINE_S: Final = 30.0
 _CONNECTING_AT_ONCE: Final = 64
 _END_DEADLINE_S: Final = 5.0
+# An answer holds a latency of every socket or event.
+_LONGEST_ANSWER_BYTES: Final = 256 * 1024 * 1024
 
-A = TypeVar("A", Joined, Counting, RoundOver, Told)
+A = TypeVar("A", Joined, Within, Left, Counting, RoundOver, Told, Awake)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """How sockets join.
+
+    Attributes:
+        in_flight: On their way at the same time, over all processes.
+        deadline_s: How long one attempt may take.
+        retry_s: How long a socket waits before its next attempt; None: a failure ends the run.
+        secret: What private channels are signed with.
+    """
+
+    in_flight: int = _CONNECTING_AT_ONCE
+    deadline_s: float = _CONNECT_DEADLINE_S
+    retry_s: float | None = None
+    secret: str = ""
+
+
+_AT_EASE: Final = Entry()
 
 
 class Member:
@@ -60,13 +91,16 @@ class Member:
             BenchError: It failed, ended or took too long.
         """
         while True:
-            answer = await self._next(deadline_s)
+            answer = await self.next(deadline_s)
             if isinstance(answer, kind):
                 return answer
-            if isinstance(answer, Failed):
-                raise BenchError(answer.message)
 
-    async def _next(self, deadline_s: float) -> Answer:
+    async def next(self, deadline_s: float = _ANSWER_DEADLINE_S) -> Answer:
+        """The process's next answer of any kind.
+
+        Raises:
+            BenchError: It failed, ended or took too long.
+        """
         try:
             async with asyncio.timeout(deadline_s):
                 line = await self._answers.readline()
@@ -75,6 +109,8 @@ class Member:
         if not line:
             raise BenchError("a process of the load generator has ended")
         answer: Answer = decode_answer(line)
+        if isinstance(answer, Failed):
+            raise BenchError(answer.message)
         return answer
 
     async def close(self) -> None:
@@ -90,7 +126,7 @@ class Member:
 
 
 class Crowd:
-    """Many sockets in several processes, all on one channel."""
+    """Many sockets in several processes, each on one channel."""
 
     def __init__(self, members: Sequence[Member]) -> None:
         self._members = members
@@ -99,34 +135,63 @@ class Crowd:
     async def join(
         self, target: Target, channel: str, sockets: int, advance: Callable[[int], None]
     ) -> None:
+        """Connects and subscribes all sockets to one channel; see `join_rooms`.
+
+        Raises:
+            BenchError: The target refuses one or doesn't answer in time.
+        """
+        room = Room(channel, target.subscribe_frame(channel), sockets)
+        await self.join_rooms(target, [room], advance)
+
+    async def join_rooms(
+        self,
+        target: Target,
+        rooms: Sequence[Room],
+        advance: Callable[[int], None],
+        entry: Entry = _AT_EASE,
+    ) -> list[Within]:
         """Connects and subscribes all sockets; `advance` is told how many more there are.
 
         Raises:
             BenchError: The target refuses one or doesn't answer in time.
         """
-        shares = [
-            sockets // len(self._members) + (index < sockets % len(self._members))
-            for index in range(len(self._members))
-        ]
+        members = len(self._members)
+        joining = []
         async with asyncio.TaskGroup() as group:
-            for member, share in zip(self._members, shares, strict=True):
+            for index, member in enumerate(self._members):
                 command = Join(
                     host=target.host,
                     port=target.port,
                     path=target.socket_path(),
-                    subscribe_frame=target.subscribe_frame(channel),
-                    sockets=share,
-                    in_flight=_CONNECTING_AT_ONCE,
-                    deadline_s=_CONNECT_DEADLINE_S,
-                    dialect=target.dialect,
+                    rooms=share_of(rooms, index, members),
+                    manners=DIALECTS[target.dialect],
+                    in_flight=max(1, entry.in_flight // members),
+                    deadline_s=entry.deadline_s,
+                    retry_s=entry.retry_s,
+                    secret=entry.secret,
                 )
-                group.create_task(_joined(member, command, advance))
-        self.sockets = sockets
+                joining.append(group.create_task(_joined(member, command, advance)))
+        self.sockets = sum(room.sockets for room in rooms)
+        return [task.result() for task in joining]
 
-    async def count(self, round_bytes: int) -> None:
-        """Lets all begin to count from zero."""
+    async def leave(self) -> float:
+        """Cuts every socket; returns when the first process had done it."""
         for member in self._members:
-            member.send(Count(round_bytes))
+            member.send(Leave())
+        self.sockets = 0
+        return min([(await member.answer(Left)).at_s for member in self._members])
+
+    async def count(self, round_bytes: int, event_bytes: int = 0, stamp: bytes = b"") -> None:
+        """Lets all begin to count from zero; times each event when its length is given."""
+        await self._begin(Count(round_bytes, event_bytes, stamp))
+
+    async def keep(self, every_s: float) -> None:
+        """Lets every socket ping as a silent client does."""
+        await self._begin(Keep(every_s))
+
+    async def _begin(self, command: Count | Keep) -> None:
+        for member in self._members:
+            member.send(command)
         for member in self._members:
             member.cpu_at_count_s = (await member.answer(Counting)).cpu_s
 
@@ -150,24 +215,49 @@ class Crowd:
 
     async def tell(self, expected_bytes: int) -> tuple[list[Told], list[float]]:
         """What each process counted, and the CPU seconds that each spent on it."""
-        told: list[Told] = []
-        cpu_s: list[float] = []
         for member in self._members:
             member.send(Tell(expected_bytes))
+        told = [await member.answer(Told) for member in self._members]
+        return told, self._spent(told)
+
+    async def kept(self) -> tuple[list[Awake], list[float]]:
+        """Ends `keep`: what came of it, and the CPU seconds that each process spent on it."""
         for member in self._members:
-            answer = await member.answer(Told)
-            told.append(answer)
-            cpu_s.append(answer.cpu_s - member.cpu_at_count_s)
-        return told, cpu_s
+            member.send(Kept())
+        awake = [await member.answer(Awake) for member in self._members]
+        return awake, self._spent(awake)
+
+    def _spent(self, answers: Sequence[Told | Awake]) -> list[float]:
+        return [
+            answer.cpu_s - member.cpu_at_count_s
+            for member, answer in zip(self._members, answers, strict=True)
+        ]
 
 
-async def _joined(member: Member, command: Join, advance: Callable[[int], None]) -> None:
+def share_of(rooms: Sequence[Room], index: int, members: int) -> tuple[Room, ...]:
+    """What one of the processes gets of each room, when all sockets are dealt out in turn."""
+    shares = []
+    dealt = 0
+    for room in rooms:
+        before = (dealt + members - 1 - index) // members
+        dealt += room.sockets
+        sockets = (dealt + members - 1 - index) // members - before
+        if sockets:
+            shares.append(Room(room.channel, room.subscribe_frame, sockets))
+    return tuple(shares)
+
+
+async def _joined(member: Member, command: Join, advance: Callable[[int], None]) -> Within:
     member.send(command)
     joined = 0
-    while joined < command.sockets:
-        answer = await member.answer(Joined)
-        advance(answer.sockets - joined)
-        joined = answer.sockets
+    silence_s = _ANSWER_DEADLINE_S + command.deadline_s + (command.retry_s or 0)
+    while True:
+        match await member.next(silence_s):
+            case Joined(sockets):
+                advance(sockets - joined)
+                joined = sockets
+            case Within() as within:
+                return within
 
 
 @asynccontextmanager
@@ -182,6 +272,7 @@ async def crowd_of(processes: int) -> AsyncIterator[Crowd]:
                 "gateway.bench.audience",
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
+                limit=_LONGEST_ANSWER_BYTES,
                 # Ctrl-C is for the process that started it, which then ends this one.
                 start_new_session=True,
                 env=os.environ | {"PYTHONPATH": import_path()},

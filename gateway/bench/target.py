@@ -21,6 +21,7 @@ import gateway
 from gateway.auth import hmac_hex
 from gateway.bench.errors import BenchError
 from gateway.bench.http import http_request
+from gateway.bench.orders import SIGNATURE_PLACE
 from gateway.bench.usage import Usage, usage_of
 from gateway.bench.wire import client_message
 from gateway.frames import frame, published_body
@@ -186,6 +187,11 @@ class GatewayTarget:
     def subscribe_frame(self, channel: str) -> bytes:
         """The client's frame that subscribes to a channel that needs no signature."""
         return client_message("pusher:subscribe", {"channel": channel})
+
+    def signed_frame(self, channel: str) -> bytes:
+        """The client's frame that subscribes to a private channel, but for the signature."""
+        auth = f"{_APP_KEY}:{SIGNATURE_PLACE.decode()}"
+        return client_message("pusher:subscribe", {"channel": channel, "auth": auth})
 
     def publish_request(self, channel: str, event: str, data: str) -> bytes:
         """The signed call of the Pusher HTTP API (PROTOCOL 2.1)."""

@@ -178,14 +178,9 @@ class BenchSocket(asyncio.Protocol):
             self._fail(error)
             return
         for payload in payloads:
-            self.payload_received(payload)
+            self._take(_decode_message(payload))
 
-    def payload_received(self, payload: bytes) -> None:
-        """Takes a message of the Pusher protocol; sockets of another dialect override it."""
-        self.take(_decode_message(payload))
-
-    def take(self, message: Message) -> None:
-        """Hands a message to whoever waits for it."""
+    def _take(self, message: Message) -> None:
         if message.event in {"pusher:error", "pusher:subscription_error"}:
             self._fail(BenchError(f"the server answered {message.event}: {message.content()}"))
             return
@@ -260,10 +255,8 @@ async def within(awaited: asyncio.Future[Message], deadline_s: float, what: str)
         raise BenchError(f"no {what} within {deadline_s:g} s") from None
 
 
-async def open_socket(
-    host: str, port: int, path: str, deadline_s: float, kind: type[BenchSocket] = BenchSocket
-) -> BenchSocket:
-    """Connects a socket, of another dialect when asked, and waits for its greeting.
+async def open_socket(host: str, port: int, path: str, deadline_s: float) -> BenchSocket:
+    """Connects a socket and waits for `pusher:connection_established`.
 
     Raises:
         BenchError: The server can't be reached, refuses, or doesn't answer in time.
@@ -272,7 +265,7 @@ async def open_socket(
     request = upgrade_request(host, port, path)
     try:
         async with asyncio.timeout(deadline_s):
-            connection = kind(request)
+            connection = BenchSocket(request)
             # The bytes could come before `create_connection` returns: expect them first.
             established = connection.expect("pusher:connection_established")
             transport, _ = await loop.create_connection(lambda: connection, host, port)

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
-from gateway.bench.audience import Audience, Listener
 from gateway.bench.cli import app
 from gateway.bench.errors import BenchError
 from gateway.bench.results import Measure, Report, Row, percentile
@@ -150,39 +149,6 @@ def test_a_refused_handshake_and_a_close_frame_name_the_server_s_reason() -> Non
         FrameReader().feed(b"HTTP/1.1 404 Not Found\r\n\r\n")
     with pytest.raises(BenchError, match="closed a socket: 4001 unknown app"):
         FrameReader().feed(UPGRADED + b"\x88\x0d" + (4001).to_bytes(2) + b"unknown app")
-
-
-def audience_of(sockets: int) -> Audience:
-    audience = Audience()
-    audience.listeners = [Listener(audience) for _ in range(sockets)]
-    return audience
-
-
-def test_a_round_is_over_with_its_last_byte(capfd: pytest.CaptureFixture[str]) -> None:
-    audience = audience_of(2)
-    audience.begin(10)
-    first, second = audience.listeners
-
-    first.data_received(b"x" * 10)
-    second.data_received(b"x" * 9)
-    before = capfd.readouterr().out
-    second.data_received(b"x")
-    after = capfd.readouterr().out
-
-    assert before == ""
-    assert json.loads(after)["number"] == 1
-
-
-def test_what_one_socket_got_twice_does_not_hide_what_another_lost() -> None:
-    audience = audience_of(2)
-    audience.begin(100)
-    first, second = audience.listeners
-    first.data_received(b"x" * 15)
-    second.data_received(b"x" * 5)
-
-    told = audience.result(expected_bytes=10)
-
-    assert (told.received_bytes, told.surplus_bytes, told.incomplete_sockets) == (15, 5, 1)
 
 
 def test_percentiles_are_values_that_were_measured() -> None:
