@@ -21,8 +21,6 @@ from gateway.channels import is_channel_name
 from gateway.frames import encode_event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from gateway.api_call import ApiCall
     from gateway.settings import Settings
 
@@ -73,14 +71,10 @@ async def publish(call: ApiCall) -> Answer:
         event = _decode_event(call.body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return refused(400, f"the body is not an event: {error}")
-    channels = event.channels or ([event.channel] if event.channel else [])
+    channels = _channels(event)
     fault = _event_fault(event, channels, call.parts.settings)
     if fault is not None:
         return fault
-    if len(channels) > 1:
-        channels = list(dict.fromkeys(channels))
-        if len(channels) > 1 and any(name.startswith(_ENCRYPTED) for name in channels):
-            return refused(400, "an encrypted event goes to one channel, whose key it is made with")
     try:
         answer = NOTHING
         if event.info:
@@ -88,9 +82,21 @@ async def publish(call: ApiCall) -> Answer:
             if isinstance(attributes, Answer):
                 return attributes
             answer = answered({"channels": await channel_counts(call, channels, attributes)})
-        return await _hand_over(call, _publications(call, event, channels), answer)
+        return await _hand_over(call, _publications(call.app.id, event, channels), answer)
     except BrokerUnavailable:
         return UNREACHABLE
+
+
+def plain_event(app_id: str, body: bytes, settings: Settings) -> list[Publication] | None:
+    """What an event's body publishes; None when it is wrong, or asks for something in return."""
+    try:
+        event = _decode_event(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    channels = _channels(event)
+    if event.info or _event_fault(event, channels, settings) is not None:
+        return None
+    return _publications(app_id, event, channels)
 
 
 async def publish_batch(call: ApiCall) -> Answer:
@@ -117,7 +123,7 @@ async def publish_batch(call: ApiCall) -> Answer:
                 infos.append({})
             if fault is not None:
                 return Answer(fault.status, b"event %d: %b" % (number, fault.body))
-            publications += _publications(call, event, [event.channel])
+            publications += _publications(call.app.id, event, [event.channel])
         asked = any(event.info for event in batch)
         answer = answered({"batch": infos}) if asked else NOTHING
         return await _hand_over(call, publications, answer)
@@ -140,19 +146,22 @@ async def publish_to_channel(call: ApiCall) -> Answer:
         return fault
     try:
         return await _hand_over(
-            call, _publications(call, event, [channel]), Answer(202, b"{}", True)
+            call, _publications(call.app.id, event, [channel]), Answer(202, b"{}", True)
         )
     except BrokerUnavailable:
         return UNREACHABLE
 
 
-def _publications(
-    call: ApiCall, event: Event | BatchEvent, channels: Iterable[str]
-) -> list[Publication]:
+def _channels(event: Event) -> list[str]:
+    return event.channels or ([event.channel] if event.channel else [])
+
+
+def _publications(app_id: str, event: Event | BatchEvent, channels: list[str]) -> list[Publication]:
     data = _encode(event.data)
     return [
-        Publication(call.app.id, channel, encode_event(event.name, channel, data), event.socket_id)
-        for channel in channels
+        Publication(app_id, channel, encode_event(event.name, channel, data), event.socket_id)
+        # One named twice gets the event once.
+        for channel in (dict.fromkeys(channels) if len(channels) > 1 else channels)
     ]
 
 
@@ -181,14 +190,23 @@ def _event_fault(
         return refused(400, f"name must have 1 to {settings.event_name_max} characters")
     if event.name.startswith(_RESERVED):
         return refused(400, f"names beginning with {' or '.join(_RESERVED)} are the server's own")
-    if not 0 < len(channels) <= MAX_CHANNELS:
-        return refused(400, f"an event goes to 1 to {MAX_CHANNELS} channels")
-    for channel in channels:
-        if not is_channel_name(channel, settings.channel_name_max):
-            return refused(400, f"not the name of a channel: {channel[:64]!a}")
+    fault = _channels_fault(channels, settings.channel_name_max)
+    if fault is not None:
+        return fault
     if event.socket_id is not None and not _SOCKET_ID.fullmatch(event.socket_id):
         return refused(400, "socket_id must be two numbers with a dot between them")
     return _size_fault(event.data, settings.max_event_bytes)
+
+
+def _channels_fault(channels: list[str], name_max: int) -> Answer | None:
+    if not 0 < len(channels) <= MAX_CHANNELS:
+        return refused(400, f"an event goes to 1 to {MAX_CHANNELS} channels")
+    for channel in channels:
+        if not is_channel_name(channel, name_max):
+            return refused(400, f"not the name of a channel: {channel[:64]!a}")
+    if any(name.startswith(_ENCRYPTED) for name in channels) and len(set(channels)) > 1:
+        return refused(400, "an encrypted event goes to one channel, whose key it is made with")
+    return None
 
 
 def _size_fault(data: str, max_bytes: int) -> Answer | None:

@@ -20,8 +20,10 @@ Source: DESIGN 4.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import msgspec
 
 from gateway.channels import is_cache_channel
 
@@ -37,8 +39,7 @@ class BrokerUnavailable(Exception):
     """The broker did not accept a call in time; the same call may work later."""
 
 
-@dataclass(frozen=True, slots=True)
-class Publication:
+class Publication(msgspec.Struct, frozen=True, gc=False):
     """What a broker carries on a channel.
 
     Attributes:
@@ -85,11 +86,12 @@ class Broker(Protocol):
     async def unsubscribe(self, app_id: str, channel: str) -> None:
         """Ends a subscription; never fails and never waits for the broker."""
 
-    async def publish(self, publications: Sequence[Publication]) -> None:
-        """Returns when the broker has accepted all of them.
+    def publish(self, publications: Sequence[Publication]) -> asyncio.Future[Any]:
+        """Sends them on their way; the future is done when the broker has accepted all of them.
 
         Raises:
-            BrokerUnavailable: It has not, or not all, in time.
+            BrokerUnavailable: It can't; the future fails with it when the broker has not accepted
+                all of them in time.
         """
 
     async def fence(self) -> None:
@@ -155,12 +157,15 @@ class MemoryBroker:
         """See `Broker`."""
         self._wanted.discard((app_id, channel))
 
-    async def publish(self, publications: Sequence[Publication]) -> None:
+    def publish(self, publications: Sequence[Publication]) -> asyncio.Future[Any]:
         """See `Broker`."""
         self.publish_now(publications)
         for one in publications:
             if is_cache_channel(one.channel) and not one.by_client:
                 self.bus.last[one.app_id, one.channel] = one.body
+        accepted: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        accepted.set_result(None)
+        return accepted
 
     async def fence(self) -> None:
         """See `Broker`: publishing has called the subscribers already."""

@@ -214,6 +214,14 @@ class Node:
 
     # Publications
 
+    def send(self, publications: Sequence[Publication]) -> asyncio.Future[Any]:
+        """Publishes without waiting, uncounted; the future is done when the broker has them all.
+
+        Raises:
+            BrokerUnavailable: It can't be reached; or later, from the future, as `publish`.
+        """
+        return self._broker.publish(publications)
+
     async def publish(self, publications: Sequence[Publication]) -> None:
         """Publishes all of them in one go.
 
@@ -222,7 +230,7 @@ class Node:
         """
         if not publications:
             return
-        await self._broker.publish(publications)
+        await self.send(publications)
         self.telemetry.publications_sent.inc(len(publications))
 
     def _on_publication(

@@ -11,12 +11,14 @@ Source: PROTOCOL 2.1, 2.2.
 
 from __future__ import annotations
 
+from functools import cache
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote
 
 from gateway.api_call import Answer, ApiCall, refused
 from gateway.api_channels import channel_info, channel_list, channel_stats, channel_users
-from gateway.api_events import publish, publish_batch, publish_to_channel
+from gateway.api_events import plain_event, publish, publish_batch, publish_to_channel
 from gateway.api_users import terminate_connections
 from gateway.parts import parts_of
 from gateway.problem import BodyTooLargeError, DisconnectedError, read_body
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from gateway.apps import App
+    from gateway.broker import Publication
     from gateway.parts import Parts
     from gateway.signing import SignatureFault
 
@@ -58,7 +61,7 @@ _ROUTES: Final[dict[str, _Route]] = {
 _JSON: Final = (b"content-type", b"application/json")
 _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 _NO_NAMES: Final[tuple[str, ...]] = ()
-_KEY_HEADERS: Final = (b"idempotency-key", b"x-idempotency-key")
+KEY_HEADERS: Final = (b"idempotency-key", b"x-idempotency-key")
 
 # What an answer says beside its body.
 _Headers = list[tuple[bytes, bytes]]
@@ -128,7 +131,9 @@ class PusherApi:
         return query.fault(
             app,
             scope["method"],
-            signed_paths(scope.get("raw_path") or b"", scope["path"], self._prefix),
+            signed_paths(
+                (scope.get("raw_path") or b"").decode("latin-1"), scope["path"], self._prefix
+            ),
             body,
             parts.clock.now().timestamp(),
             parts.settings.auth_timestamp_tolerance_s,
@@ -183,18 +188,59 @@ class PusherApi:
 
 def _idempotency_key(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
-        if name in _KEY_HEADERS:
+        if name in KEY_HEADERS:
             return bytes(value).decode("latin-1")
     return None
 
 
-async def _send(answer: Answer, extra: _Headers, send: Send) -> None:
+def _headers_of(answer: Answer) -> _Headers:
     headers = [
         _JSON if answer.is_json else _TEXT,
         (b"content-length", str(len(answer.body)).encode()),
-        *extra,
     ]
     if answer.status in {429, 503}:
         headers.append((b"retry-after", b"1"))
+    return headers
+
+
+async def _send(answer: Answer, extra: _Headers, send: Send) -> None:
+    headers = _headers_of(answer) + extra
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
+
+
+@cache
+def written(answer: Answer, *, keep_alive: bool) -> bytes:
+    """The bytes of an answer; for the few that are always the same."""
+    status = HTTPStatus(answer.status)
+    headers = _headers_of(answer)
+    if not keep_alive:
+        headers.append((b"connection", b"close"))
+    lines = [b"HTTP/1.1 %d %b" % (status, status.phrase.encode())]
+    lines += [b"%b: %b" % pair for pair in headers]
+    return b"\r\n".join([*lines, b"", answer.body])
+
+
+def plain_publications(
+    parts: Parts, path: str, query: bytes, body: bytes
+) -> list[Publication] | None:
+    """What a call of `POST /apps/{id}/events` publishes, if nothing about it is special.
+
+    None, when it asks for more or something is wrong with it, leaves it to `PusherApi`.
+    """
+    settings = parts.settings
+    signed = SignedQuery(query)
+    app = parts.apps.by_key(signed.auth_key or "")
+    if app is None or not app.enabled or app.api_rate_per_s:
+        return None
+    if path != f"{settings.path_prefix}/apps/{app.id}/events":
+        return None
+    fault = signed.fault(
+        app,
+        "POST",
+        signed_paths(path, path, settings.path_prefix),
+        body,
+        parts.clock.now().timestamp(),
+        settings.auth_timestamp_tolerance_s,
+    )
+    return None if fault is not None else plain_event(app.id, body, settings)

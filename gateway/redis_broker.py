@@ -18,9 +18,8 @@ Source: FINDINGS (Redis), DESIGN 4.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import hiredis
 import structlog
 
 from gateway.broker import BrokerUnavailable
@@ -229,10 +228,10 @@ class RedisBroker:
 
     # Publishing
 
-    async def publish(self, publications: Sequence[Publication]) -> None:
+    def publish(self, publications: Sequence[Publication]) -> asyncio.Future[Any]:
         """See `Broker`."""
         prefix = self._prefix
-        await self._publish(
+        return self._publish(
             [
                 packed("PUBLISH", redis_name(prefix, one.app_id, one.channel), encoded(one))
                 if one.by_client or not is_cache_channel(one.channel)
@@ -266,16 +265,10 @@ class RedisBroker:
         """See `Broker`."""
         await self._publish([packed("PUBLISH", self._control, body)])
 
-    async def _publish(self, commands: list[bytes]) -> None:
+    def _publish(self, commands: list[bytes]) -> asyncio.Future[Any]:
         if not self._whole:
             raise BrokerUnavailable("Redis can't be reached")
-        answers = await self.commands.run(b"".join(commands), len(commands))
-        for answer in answers:
-            if isinstance(answer, hiredis.ReplyError):
-                if str(answer).startswith("NOSCRIPT"):
-                    # Somebody has flushed the scripts: whoever tries again finds it there.
-                    self.commands.post(packed("SCRIPT", "LOAD", _CACHE_PUBLISH.source))
-                raise BrokerUnavailable(f"Redis refused a publication: {answer}")
+        return self.commands.send(b"".join(commands), len(commands), all_or_none=True)
 
 
 def encoded(publication: Publication) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from gateway.broker import BrokerUnavailable
 from gateway.redis_link import Supervisor, packed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from gateway.redis_link import Answer, Argument, RedisAddress, RedisLink
     from gateway.tasks import Tasks
@@ -59,26 +60,65 @@ class Script:
 
 
 class _Batch:
-    """Commands that were sent together, and their answers so far."""
+    """Commands that were sent together, and their answers so far.
 
-    __slots__ = ("answers", "count", "done")
+    Attributes:
+        done: None when nobody waits.
+        due_at: When whoever waits is told that there is no answer, on the loop's clock.
+        all_or_none: Whether an error as one of the answers fails the whole.
+        refusal: The last error among the answers.
+    """
 
-    def __init__(self, count: int, done: asyncio.Future[list[Answer]] | None) -> None:
+    __slots__ = ("all_or_none", "answers", "count", "done", "due_at", "refusal")
+
+    def __init__(
+        self,
+        count: int,
+        done: asyncio.Future[list[Answer]] | None,
+        due_at: float,
+        *,
+        all_or_none: bool,
+    ) -> None:
         self.count = count
         self.answers: list[Answer] = []
         self.done = done
+        self.due_at = due_at
+        self.all_or_none = all_or_none
+        self.refusal: hiredis.ReplyError | None = None
+
+    def settle(self) -> None:
+        """Tells whoever waits, now that the last answer is here."""
+        refusal = self.refusal
+        if self.done is None:
+            if refusal is not None:
+                log.error("redis_refused", error=str(refusal))
+        elif self.done.done():
+            return
+        elif refusal is not None and self.all_or_none:
+            self.done.set_exception(BrokerUnavailable(f"Redis refused: {refusal}"))
+        else:
+            self.done.set_result(self.answers)
 
 
 class RedisCommands:
     """Runs commands over one supervised link."""
 
-    __slots__ = ("_connected_callbacks", "_scripts", "_supervisor", "_timeout_s", "_waiting")
+    __slots__ = (
+        "_connected_callbacks",
+        "_loop",
+        "_overdue_timer",
+        "_scripts",
+        "_supervisor",
+        "_timeout_s",
+        "_waiting",
+    )
 
     def __init__(self, address: RedisAddress, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._scripts: list[Script] = []
         self._connected_callbacks: list[Callable[[], None]] = []
         self._waiting: deque[_Batch] = deque()
+        self._overdue_timer: asyncio.TimerHandle | None = None
         self._supervisor = Supervisor(
             address, "commands", timeout_s, self._on_answer, self._on_up, self._on_down
         )
@@ -90,12 +130,14 @@ class RedisCommands:
         script was missing, after others that were made later.
         """
         self._scripts += scripts
+        self._load(scripts)
+
+    def _load(self, scripts: Iterable[Script]) -> None:
         for script in scripts:
             self.post(packed("SCRIPT", "LOAD", script.source))
 
     def _on_up(self, _link: RedisLink) -> None:
-        for script in self._scripts:
-            self.post(packed("SCRIPT", "LOAD", script.source))
+        self._load(self._scripts)
         for callback in self._connected_callbacks:
             callback()
 
@@ -107,11 +149,12 @@ class RedisCommands:
         """Sends one packed command without waiting for its answer; does nothing without a link."""
         link = self._supervisor.link
         if link is not None:
-            self._waiting.append(_Batch(1, None))
+            self._waiting.append(_Batch(1, None, math.inf, all_or_none=False))
             link.send(command)
 
     async def start(self, tasks: Tasks) -> None:
         """Begins to connect and waits for the outcome of the first attempt."""
+        self._loop = asyncio.get_running_loop()
         tasks.spawn(self._supervisor.run(), "redis_commands")
         await self._supervisor.first_try.wait()
 
@@ -124,6 +167,49 @@ class RedisCommands:
         """Ends the link, whose server has stopped answering; a new one is made."""
         self._supervisor.abort()
 
+    def send(
+        self, commands: bytes, count: int = 1, *, all_or_none: bool = False
+    ) -> asyncio.Future[list[Answer]]:
+        """Sends packed commands; the future brings their answers.
+
+        Waiting costs no task and no timer: answers come in order, so one timer for the oldest
+        tells everyone in time.
+
+        Args:
+            commands: Packed, one behind the other.
+            count: How many they are.
+            all_or_none: Whether an error of one fails the future; else it is a value.
+
+        Raises:
+            BrokerUnavailable: No link, or too many waiting. The future fails with it when there is
+                no answer in time; the commands may have been executed then.
+        """
+        link = self._supervisor.link
+        if link is None:
+            raise BrokerUnavailable("Redis can't be reached")
+        if len(self._waiting) >= _WAITING_MAX:
+            raise BrokerUnavailable("Redis has not answered thousands of commands")
+        done: asyncio.Future[list[Answer]] = self._loop.create_future()
+        due_at = self._loop.time() + self._timeout_s
+        self._waiting.append(_Batch(count, done, due_at, all_or_none=all_or_none))
+        if self._overdue_timer is None:
+            self._overdue_timer = self._loop.call_at(due_at, self._tell_overdue)
+        link.send(commands)
+        return done
+
+    def _tell_overdue(self) -> None:
+        """Fails what has had no answer for too long; the answers are dropped when they come."""
+        self._overdue_timer = None
+        # uvloop's clock has whole milliseconds.
+        now = self._loop.time() + 0.001
+        for batch in self._waiting:
+            if batch.done is None or batch.done.done():
+                continue
+            if batch.due_at > now:
+                self._overdue_timer = self._loop.call_at(batch.due_at, self._tell_overdue)
+                return
+            batch.done.set_exception(BrokerUnavailable("Redis does not answer"))
+
     async def run(self, commands: bytes, count: int = 1) -> list[Answer]:
         """Sends packed commands and returns their answers; an error of one is a value.
 
@@ -133,19 +219,7 @@ class RedisCommands:
             BrokerUnavailable: No link, too many waiting, or no answer in time. The commands may
                 have been executed in the last case.
         """
-        link = self._supervisor.link
-        if link is None:
-            raise BrokerUnavailable("Redis can't be reached")
-        if len(self._waiting) >= _WAITING_MAX:
-            raise BrokerUnavailable("Redis has not answered thousands of commands")
-        done: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Batch(count, done))
-        link.send(commands)
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await done
-        except TimeoutError:
-            raise BrokerUnavailable("Redis does not answer") from None
+        return await self.send(commands, count)
 
     async def run_script(self, script: Script, *arguments: Argument) -> Answer:
         """Runs a Lua script and returns its answer.
@@ -183,13 +257,14 @@ class RedisCommands:
             return
         batch = self._waiting[0]
         batch.answers.append(answer)
+        if isinstance(answer, hiredis.ReplyError):
+            batch.refusal = answer
         if len(batch.answers) == batch.count:
             self._waiting.popleft()
-            if batch.done is None:
-                if isinstance(answer, hiredis.ReplyError):
-                    log.error("redis_refused", error=str(answer))
-            elif not batch.done.done():
-                batch.done.set_result(batch.answers)
+            batch.settle()
+            if batch.all_or_none and _is_error(batch.refusal, "NOSCRIPT"):
+                # Somebody has flushed the scripts: whoever tries again finds them there.
+                self._load(self._scripts)
 
     def _on_down(self) -> None:
         waiting, self._waiting = self._waiting, deque()

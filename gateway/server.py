@@ -16,11 +16,10 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 from gateway.app import GatewayApp, StartError
-from gateway.fallback import ABORT_EXTENSION
+from gateway.http_protocol import HttpProtocol
 from gateway.preflight import apps_of
 from gateway.settings import load_settings
 from gateway.socket import GatewayProtocol
@@ -42,19 +41,6 @@ _BACKLOG: Final = 2048
 _HTTP_GRACE_S: Final = 5.0
 # How long after the drain the last of the connections over HTTP has fetched its close, or is cut.
 _LAST_WORDS_S: Final = 4.0
-
-
-class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP side; its calls can end their TCP connection at once.
-
-    Through ASGI alone the answer to a reader that stalls can't be ended: closing waits for the
-    full buffer (FINDINGS, sockets).
-    """
-
-    def on_message_begin(self) -> None:
-        """Begins a call."""
-        super().on_message_begin()
-        self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
 
 
 class GatewayServer(uvicorn.Server):

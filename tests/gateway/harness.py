@@ -21,12 +21,12 @@ from gateway.cache import MemoryCache
 from gateway.commands import Reply
 from gateway.fallback import Fallback
 from gateway.frames import push_body
+from gateway.http_protocol import HttpProtocol
 from gateway.node import Node, Publication
 from gateway.occupancy import MemoryOccupancy, MemoryTotals, counted_channels
 from gateway.presence import MemoryPresence
 from gateway.redis_cache import RedisCache
 from gateway.redis_occupancy import RedisOccupancy
-from gateway.server import HttpProtocol
 from gateway.settings import Settings
 from gateway.socket import GatewayProtocol
 from gateway.telemetry import Telemetry

@@ -170,7 +170,7 @@ def test_while_the_secret_is_rotated_both_are_valid() -> None:
 
 @pytest.mark.pusher("2.1", "the path may be signed as sent, decoded, or without our prefix")
 def test_a_caller_may_have_signed_the_path_as_sent_or_decoded_or_without_our_prefix() -> None:
-    paths = signed_paths(b"/duet/apps/3/channels/a%2Cb", "/duet/apps/3/channels/a,b", "/duet")
+    paths = signed_paths("/duet/apps/3/channels/a%2Cb", "/duet/apps/3/channels/a,b", "/duet")
 
     assert paths == (
         "/duet/apps/3/channels/a%2Cb",

@@ -1,0 +1,165 @@
+"""uvicorn's HTTP side, with a straight way for the call that carries nearly every publication.
+
+`POST /apps/{id}/events` of the plain kind (signed and in order, no idempotency key, nothing asked
+in return) is answered where its last byte is parsed: no ASGI scope, no task, one write. Whatever
+is not plain goes the ordinary way through `gateway.pusher_api`, which alone says what is wrong.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway.api_call import NOTHING, UNREACHABLE
+from gateway.broker import BrokerUnavailable
+from gateway.fallback import ABORT_EXTENSION
+from gateway.pusher_api import KEY_HEADERS, plain_publications, written
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+    from gateway.parts import Parts
+
+# A call with one of these is not plain.
+_UNPLAIN: Final = frozenset({b"expect", b"transfer-encoding", b"upgrade", *KEY_HEADERS})
+_EVENTS: Final = b"/events"
+
+
+class _NoEvent:
+    """Takes the place of the event that an ASGI application waits for."""
+
+    __slots__ = ()
+
+    def set(self) -> None:
+        """Wakes nobody."""
+
+
+_NO_EVENT: Final = _NoEvent()
+
+
+class _Publishing:
+    """A plain call that waits for the broker; uvicorn keeps it where it keeps its own cycles.
+
+    Attributes:
+        disconnected: The caller has gone; uvicorn sets it.
+        keep_alive: Whether the connection outlives the answer; uvicorn clears it to stop.
+        response_complete: The answer is written.
+        message_event: For uvicorn, which sets it.
+    """
+
+    __slots__ = ("disconnected", "keep_alive", "message_event", "response_complete")
+
+    def __init__(self) -> None:
+        self.disconnected = False
+        self.keep_alive = True
+        self.response_complete = False
+        self.message_event = _NO_EVENT
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection on the HTTP side, until an upgrade or its end.
+
+    Its calls can end their TCP connection at once: through ASGI alone the answer to a reader that
+    stalls can't be ended, because closing waits for the full buffer.
+    """
+
+    # The body of a plain call while it comes, else None.
+    _plain_body: bytes | None = None
+
+    def on_message_begin(self) -> None:
+        """Begins a call."""
+        super().on_message_begin()
+        self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
+
+    def on_headers_complete(self) -> None:
+        """Chooses the way of a call by its head."""
+        if self._begins_plain_call():
+            self._plain_body = b""
+        else:
+            super().on_headers_complete()
+
+    def _begins_plain_call(self) -> bool:
+        parser = self.parser
+        if parser.get_method() != b"POST" or not self.url.partition(b"?")[0].endswith(_EVENTS):
+            return False
+        # None before the first call, whatever uvicorn's annotation says.
+        under_way: RequestResponseCycle | None = self.cycle
+        if under_way is not None and not under_way.response_complete:
+            # Answers go out in the order of the calls.
+            return False
+        length = None
+        for name, value in self.headers:
+            if name in _UNPLAIN:
+                return False
+            if name == b"content-length":
+                length = value
+        return (
+            length is not None
+            and int(length) < HIGH_WATER_LIMIT
+            and not self.flow.write_paused
+            and parser.get_http_version() == "1.1"
+            and parser.should_keep_alive()
+        )
+
+    def on_body(self, body: bytes) -> None:
+        """Takes a piece of a call's body."""
+        if self._plain_body is None:
+            super().on_body(body)
+        else:
+            # Nearly every body comes in one piece, which is then handed on uncopied.
+            self._plain_body = self._plain_body + body if self._plain_body else body
+
+    def on_message_complete(self) -> None:
+        """Carries out a plain call, or lets the application carry out another one."""
+        body = self._plain_body
+        if body is not None:
+            self._plain_body = None
+            if self._publish(body):
+                return
+            # Not so plain: the ordinary way, from the start.
+            super().on_headers_complete()
+            super().on_body(body)
+        super().on_message_complete()
+
+    def _publish(self, body: bytes) -> bool:
+        """Hands a plain call's publications to the broker; false when it is not one."""
+        parts: Parts = self.app_state["parts"]
+        path, _, query = self.url.partition(b"?")
+        publications = plain_publications(parts, path.decode("latin-1"), query, body)
+        if publications is None:
+            return False
+        try:
+            accepted = parts.node.send(publications)
+        except BrokerUnavailable:
+            return False
+        call = _Publishing()
+        self.cycle = call  # type: ignore[assignment]
+        # Stopping the server waits for these.
+        self.tasks.add(accepted)  # type: ignore[arg-type]
+
+        def answer(accepted: asyncio.Future[Any]) -> None:
+            self.tasks.discard(accepted)
+            self._answer(call, parts, len(publications), accepted)
+
+        accepted.add_done_callback(answer)
+        return True
+
+    def _answer(
+        self, call: _Publishing, parts: Parts, count: int, accepted: asyncio.Future[Any]
+    ) -> None:
+        call.response_complete = True
+        failed = accepted.cancelled() or accepted.exception() is not None
+        answer = UNREACHABLE if failed else NOTHING
+        parts.telemetry.api_called(answer.status)
+        if not failed:
+            parts.telemetry.publications_sent.inc(count)
+        if call.disconnected:
+            return
+        self.transport.write(written(answer, keep_alive=call.keep_alive))
+        if not call.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
