@@ -3,7 +3,8 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
     from gateway.bench.results import Report
     from gateway.bench.stage import Stage
     from gateway.bench.target import GatewayTarget
+
+
+class Peer(StrEnum):
+    """The servers of `gateway.bench.peers`."""
+
+    BUN = "bun"
+    SOCKET_IO = "socket.io"
+    WS = "ws"
+    C = "c"
+
 
 app = typer.Typer(
     help="Load tests on a real gateway, MongoDB and Redis: progress bar, table, JSON, plot.",
@@ -40,6 +51,10 @@ _MongoDB = Annotated[
 _Redis = Annotated[
     str | None, typer.Option(envvar="DUET_REDIS_URL", help="A Redis, instead of an embedded one.")
 ]
+_Against = Annotated[
+    list[Peer],
+    typer.Option(help="A server to measure in turn with Duet, in the same run; repeatable."),
+]
 
 Shape = Callable[["GatewayTarget", "Stage"], Coroutine[Any, Any, "Report"]]
 
@@ -59,6 +74,7 @@ def fanout(
         int | None,
         typer.Option(min=1, max=64, help="Processes that count; default: cores - 1, at most 4."),
     ] = None,
+    against: _Against = [],  # noqa: B006 - typer copies it
     repeats: _Repeats = 5,
     seconds: _Seconds = 1.0,
     warmup: _Warmup = 0.5,
@@ -81,6 +97,7 @@ def fanout(
         lambda target, stage: shape.run(target, stage, options),
         Plan(repeats=repeats, seconds=seconds, warmup_s=warmup),
         sockets=sockets,
+        against=against,
         json_file=json_file,
         plot_file=plot_file,
         mongodb_url=mongodb_url,
@@ -174,6 +191,7 @@ def _run(
     plot_file: Path | None,
     mongodb_url: str | None,
     redis_url: str | None,
+    against: Sequence[Peer] = (),
 ) -> None:
     """Starts everything, runs the shape, shows what it found; exit code 1 on errors and losses."""
     from gateway.bench.show import plot_report, print_report
@@ -183,7 +201,7 @@ def _run(
     fault: BaseException | None = None
     try:
         _check_files(json_file, plot_file)
-        report = _measured(shape, plan, sockets, mongodb_url, redis_url)
+        report = _measured(shape, plan, sockets, mongodb_url, redis_url, against)
         print_report(report)
         if json_file is not None:
             json_file.write_bytes(report.json())
@@ -216,9 +234,15 @@ def _check_files(json_file: Path | None, plot_file: Path | None) -> None:
 
 
 def _measured(
-    shape: Shape, plan: Any, sockets: int, mongodb_url: str | None, redis_url: str | None
+    shape: Shape,
+    plan: Any,
+    sockets: int,
+    mongodb_url: str | None,
+    redis_url: str | None,
+    against: Sequence[Peer],
 ) -> "Report":
     from gateway.bench.loop import run
+    from gateway.bench.peers.server import running_peers
     from gateway.bench.show import progress_bar
     from gateway.bench.stage import Stage
     from gateway.bench.target import running_gateway_process
@@ -230,23 +254,22 @@ def _measured(
     database = f"duet_bench_{secrets.token_hex(4)}"
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress_bar())
-        starting = progress.add_task("starting", total=2)
+        starting = progress.add_task("starting", total=3)
+        names = [peer.value for peer in dict.fromkeys(against)]
         servers = stack.enter_context(start_embedded(mongodb_url=mongodb_url, redis_url=redis_url))
+        progress.advance(starting)
+        redis_pid = None if servers.redis is None else servers.redis.process.pid
+        peers = stack.enter_context(running_peers(names, servers.redis_url, redis_pid))
         progress.advance(starting)
         afterwards = stack.enter_context(contextlib.ExitStack())
         target = stack.enter_context(
-            running_gateway_process(
-                servers.mongodb_url,
-                database,
-                servers.redis_url,
-                None if servers.redis is None else servers.redis.process.pid,
-            )
+            running_gateway_process(servers.mongodb_url, database, servers.redis_url, redis_pid)
         )
         if servers.mongodb is None:
             # Somebody else's MongoDB is left as it was, once the gateway has ended.
             afterwards.callback(drop_database, servers.mongodb_url, database)
         progress.advance(starting)
-        return run(shape(target, Stage(plan, progress)))
+        return run(shape(target, Stage(plan, progress, peers)))
 
 
 def _first(error: BaseException) -> BaseException:

@@ -1,8 +1,10 @@
 """The shape `fanout`: one public channel, many sockets, events through the HTTP API.
 
-A round is `burst` publications sent at once, each over an HTTP connection of its own; it is over
-when every socket has received all of them, and only then the next one begins. So there are never
-more than `burst` publications outstanding, and no queue hides what a delivery costs.
+A round is `burst` publications sent at once; it is over when every socket has received all of
+them, and only then the next one begins. So there are never more than `burst` publications
+outstanding, and no queue hides what a delivery costs. Duet gets each as a signed call over a
+connection of its own; a peer that publishes in its own process is told the whole burst in one call
+(see `gateway.bench.peers`), which favours the peer.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -18,14 +19,13 @@ import msgspec
 from gateway.bench.crowd import crowd_of
 from gateway.bench.errors import BenchError
 from gateway.bench.http import HttpConnection
+from gateway.bench.paired import Found, comparisons, measure_in_turn
 from gateway.bench.results import Row, measures_of, percentile
 from gateway.bench.stage import CpuWatch, IdleWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from gateway.bench.crowd import Crowd
-    from gateway.bench.results import Report
+    from gateway.bench.results import Figures, Report
     from gateway.bench.stage import Stage
     from gateway.bench.target import Target
 
@@ -33,8 +33,6 @@ _CHANNEL: Final = "bench-fanout"
 _EVENT: Final = "tick"
 _ROUND_DEADLINE_S: Final = 10.0
 _MIB: Final = 1024 * 1024
-
-Repeat = list[tuple[str, float, int]]
 
 
 class FanoutOptions(msgspec.Struct, frozen=True):
@@ -44,7 +42,7 @@ class FanoutOptions(msgspec.Struct, frozen=True):
         sockets: Subscribers of the channel.
         bursts: Publications outstanding, a row for each.
         event_bytes: Length of an event's JSON as a subscriber receives it.
-        processes: Processes that the sockets are spread over.
+        processes: Processes that the sockets of one server are spread over.
     """
 
     sockets: int
@@ -53,98 +51,118 @@ class FanoutOptions(msgspec.Struct, frozen=True):
     processes: int
 
 
-@dataclass(slots=True)
-class Phase:
-    """What one stretch of rounds did.
+class Fanout:
+    """A server with a crowd on one channel, and the connections that publish there.
 
     Attributes:
-        latencies_s: One for each round, from the first publication to the last socket.
+        name: The server's.
     """
 
-    deliveries: int
-    expected: int
-    elapsed_s: float
-    server_cpu_s: float
-    resident_bytes: int
-    latencies_s: list[float]
-    generator_share: float
-    idle_share: float | None
-
-    def repeat(self) -> Repeat:
-        """The figures for the table."""
-        deliveries = max(1, self.deliveries)
-        return [
-            ("deliveries/s", self.deliveries / self.elapsed_s, 0),
-            ("server CPU µs/delivery", self.server_cpu_s / deliveries * 1e6, 2),
-            ("last socket p50 ms", percentile(self.latencies_s, 50) * 1e3, 2),
-            ("last socket p99 ms", percentile(self.latencies_s, 99) * 1e3, 2),
-            ("server CPU %", self.server_cpu_s / self.elapsed_s * 100, 0),
-            ("generator CPU %", self.generator_share * 100, 0),
-            ("server MiB", self.resident_bytes / _MIB, 0),
-        ]
-
-
-class Publisher:
-    """Sends bursts of one event over as many connections as there are publications."""
-
-    def __init__(self, target: Target, event_bytes: int, sockets: int) -> None:
+    def __init__(self, target: Target, crowd: Crowd, options: FanoutOptions) -> None:
+        self.name = target.name
         self._target = target
+        self._crowd = crowd
+        self._options = options
+        self._bursts = {f"burst {burst}": burst for burst in options.bursts}
         least = target.delivered_bytes(_CHANNEL, _EVENT, "")
         # The frame's header grows with the event: it is not a part of what was asked for.
         header = 2 if least < 128 else 4
-        self._data = "x" * max(0, event_bytes + header - least)
+        self._data = "x" * max(0, options.event_bytes + header - least)
+        self._frame_bytes = target.delivered_bytes(_CHANNEL, _EVENT, self._data)
         self._connections: list[HttpConnection] = []
-        self.frame_bytes = target.delivered_bytes(_CHANNEL, _EVENT, self._data)
-        self.sockets = sockets
 
-    async def open(self, stack: AsyncExitStack, connections: int) -> None:
-        """Opens the connections; they close with the stack."""
-        for _ in range(connections):
+    @property
+    def rows(self) -> list[str]:
+        """The names of the rows that it can be measured in."""
+        return list(self._bursts)
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Opens the publishing connections; they close with the stack."""
+        for _ in range(max(self._options.bursts)):
             connection = await HttpConnection.open(self._target.host, self._target.port)
             stack.callback(connection.close)
             self._connections.append(connection)
 
-    async def phase(self, crowd: Crowd, burst: int, seconds: float) -> Phase:
-        """Rounds for at least `seconds`; ends early when a round's events don't all arrive."""
-        round_bytes = burst * self.frame_bytes
-        await crowd.count(round_bytes)
+    async def connect(self, stage: Stage) -> Figures:
+        """Connects and subscribes the crowd."""
+        target, sockets = self._target, self._options.sockets
+        bar = stage.progress.add_task("connecting", total=sockets)
+        before = target.usage()
+        started_s = time.monotonic()
+        await self._crowd.join(
+            target, _CHANNEL, sockets, lambda count: stage.progress.advance(bar, count)
+        )
+        elapsed_s = time.monotonic() - started_s
+        after = target.usage()
+        grown_bytes = after.resident_bytes - before.resident_bytes
+        return [
+            ("connects/s", sockets / elapsed_s, 0),
+            ("server CPU µs/connect", (after.cpu_s - before.cpu_s) / sockets * 1e6, 0),
+            ("KiB/socket", grown_bytes / sockets / 1024, 1),
+            ("server MiB", after.resident_bytes / _MIB, 0),
+        ]
+
+    async def measure(self, row: str, seconds: float) -> Found:
+        """Rounds for at least `seconds`; ends early when a round's events don't all arrive.
+
+        Raises:
+            BenchError: A publication is refused, or something came that was not expected.
+        """
+        burst = self._bursts[row]
+        round_bytes = burst * self._frame_bytes
+        await self._crowd.count(round_bytes)
         cpu, idle = CpuWatch(), IdleWatch()
-        before = self._target.usage()
+        before, redis_before = self._target.usage(), self._target.redis_usage()
         latencies_s: list[float] = []
         rounds = 0
         started_s = now_s = time.monotonic()
         while now_s - started_s < seconds:
             rounds += 1
-            latency_s = await self._round(crowd, rounds, burst)
+            latency_s = await self._round(rounds, burst)
             now_s = time.monotonic()
             if latency_s is None:
                 break
             latencies_s.append(latency_s)
-        after = self._target.usage()
-        told, cpu_s = await crowd.tell(rounds * round_bytes)
+        after, redis_after = self._target.usage(), self._target.redis_usage()
+        told, cpu_s = await self._crowd.tell(rounds * round_bytes)
         elapsed_s = now_s - started_s
         surplus = sum(each.surplus_bytes for each in told)
         if surplus:
             raise BenchError(f"sockets received {surplus:,} bytes that were not expected")
-        return Phase(
-            deliveries=sum(each.received_bytes for each in told) // self.frame_bytes,
-            expected=rounds * burst * self.sockets,
-            elapsed_s=elapsed_s,
-            server_cpu_s=after.cpu_s - before.cpu_s,
-            resident_bytes=after.resident_bytes,
-            latencies_s=latencies_s,
-            generator_share=max(cpu.share(), *(each / elapsed_s for each in cpu_s)),
+        deliveries = sum(each.received_bytes for each in told) // self._frame_bytes
+        server_cpu_s = after.cpu_s - before.cpu_s
+        figures = [
+            ("deliveries/s", deliveries / elapsed_s, 0),
+            ("server CPU µs/delivery", server_cpu_s / max(1, deliveries) * 1e6, 2),
+        ]
+        if redis_before is not None and redis_after is not None:
+            redis_cpu_s = redis_after.cpu_s - redis_before.cpu_s
+            figures.append(("redis CPU µs/delivery", redis_cpu_s / max(1, deliveries) * 1e6, 2))
+        generator_share = max(cpu.share(), *(each / elapsed_s for each in cpu_s))
+        figures += [
+            ("last socket p50 ms", percentile(latencies_s, 50) * 1e3, 2),
+            ("last socket p99 ms", percentile(latencies_s, 99) * 1e3, 2),
+            ("server CPU %", server_cpu_s / elapsed_s * 100, 0),
+            ("generator CPU %", generator_share * 100, 0),
+            ("server MiB", after.resident_bytes / _MIB, 0),
+        ]
+        return Found(
+            figures=figures,
+            deliveries=deliveries,
+            expected=rounds * burst * self._options.sockets,
+            generator_share=generator_share,
             idle_share=idle.share(),
         )
 
-    async def _round(self, crowd: Crowd, number: int, burst: int) -> float | None:
+    async def _round(self, number: int, burst: int) -> float | None:
+        """Seconds from the first publication to the last socket; None when some got too little."""
         requests = self._target.burst_requests(_CHANNEL, _EVENT, self._data, burst)
         started_s = time.monotonic()
         answers = [
             connection.send(request)
             for connection, request in zip(self._connections, requests, strict=False)
         ]
-        over_s = await crowd.round_over(number, _ROUND_DEADLINE_S)
+        over_s = await self._crowd.round_over(number, _ROUND_DEADLINE_S)
         try:
             async with asyncio.timeout(_ROUND_DEADLINE_S):
                 for answer in answers:
@@ -158,63 +176,27 @@ class Publisher:
 
 
 async def run(target: Target, stage: Stage, options: FanoutOptions) -> Report:
-    """Runs the shape.
+    """Runs the shape on the target, in turn with the stage's peers.
 
     Raises:
         BenchError: It can't be measured; a loss is no error, it is in the report.
     """
-    plan, progress = stage.plan, stage.progress
     async with AsyncExitStack() as stack:
-        crowd = await stack.enter_async_context(crowd_of(options.processes))
-        connected = await _connect(target, crowd, stage, options)
-        publisher = Publisher(target, options.event_bytes, options.sockets)
-        await publisher.open(stack, max(options.bursts))
-        phases: dict[int, list[Phase]] = {burst: [] for burst in options.bursts}
-        rounds = (plan.repeats + (plan.warmup_s > 0)) * len(options.bursts)
-        bar = progress.add_task("measuring", total=rounds)
-        if plan.warmup_s > 0:
-            for burst in options.bursts:
-                await publisher.phase(crowd, burst, plan.warmup_s)
-                progress.advance(bar)
-        # Repeats go round the bursts, so that a slow minute of the machine hits each alike.
-        for burst in options.bursts * plan.repeats:
-            phase = await publisher.phase(crowd, burst, plan.seconds)
-            phases[burst].append(phase)
-            progress.advance(bar)
-            if phase.deliveries < phase.expected:
-                # What is under way still would be counted in the next stretch.
-                stage.doubts.add(f"burst {burst}: ended early, a round was not delivered whole")
-                break
-    rows = [connected]
-    for burst, measured in phases.items():
-        if measured:
-            rows.append(_row(stage, f"burst {burst}", measured))
-    done = [phase for measured in phases.values() for phase in measured]
-    ratio = sum(phase.deliveries for phase in done) / sum(phase.expected for phase in done)
-    return stage.report("fanout", target.name, options, rows, ratio)
-
-
-async def _connect(target: Target, crowd: Crowd, stage: Stage, options: FanoutOptions) -> Row:
-    bar = stage.progress.add_task("connecting", total=options.sockets)
-    before = target.usage()
-    started_s = time.monotonic()
-    await crowd.join(
-        target, _CHANNEL, options.sockets, lambda count: stage.progress.advance(bar, count)
-    )
-    elapsed_s = time.monotonic() - started_s
-    after = target.usage()
-    grown_bytes = after.resident_bytes - before.resident_bytes
-    found: Repeat = [
-        ("connects/s", options.sockets / elapsed_s, 0),
-        ("server CPU µs/connect", (after.cpu_s - before.cpu_s) / options.sockets * 1e6, 0),
-        ("KiB/socket", grown_bytes / options.sockets / 1024, 1),
-        ("server MiB", after.resident_bytes / _MIB, 0),
-    ]
-    return Row("connect", measures_of([found]))
-
-
-def _row(stage: Stage, name: str, measured: Sequence[Phase]) -> Row:
-    for phase in measured:
-        stage.doubts.generator_share(name, phase.generator_share)
-        stage.doubts.idle_share(name, phase.idle_share)
-    return Row(name, measures_of([phase.repeat() for phase in measured]))
+        loads: list[Fanout] = []
+        for each in (target, *stage.peers):
+            crowd = await stack.enter_async_context(crowd_of(options.processes))
+            load = Fanout(each, crowd, options)
+            await load.open(stack)
+            loads.append(load)
+        rows = [
+            Row(
+                "connect",
+                measures_of([await load.connect(stage)]),
+                "" if load is loads[0] else load.name,
+            )
+            for load in loads
+        ]
+        outcome = await measure_in_turn(loads, loads[0].rows, stage)
+    rows += outcome.rows
+    report = stage.report("fanout", target.name, options, rows, outcome.delivery_ratio)
+    return msgspec.structs.replace(report, comparisons=comparisons(rows))

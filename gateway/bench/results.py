@@ -10,6 +10,9 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# What one repeat found: name with unit, value, digits to show.
+Figures = list[tuple[str, float, int]]
+
 
 class Measure(msgspec.Struct, frozen=True):
     """One quantity of a row, once per repeat.
@@ -38,14 +41,64 @@ class Measure(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One way of loading the target, such as one burst size."""
+    """One way of loading a server, such as one burst size.
+
+    Attributes:
+        peer: Who was loaded; empty: the report's target.
+    """
 
     name: str
     measures: tuple[Measure, ...]
+    peer: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name, with whose it is where it isn't the target's."""
+        return f"{self.name}, {self.peer}" if self.peer else self.name
 
     def measure(self, name: str) -> Measure | None:
         """The measure of that name, if this row has it."""
         return next((measure for measure in self.measures if measure.name == name), None)
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """One quantity of a row, the peer's and Duet's values in pairs of one repeat.
+
+    Attributes:
+        row: Name of Duet's row.
+        measure: Name of the quantity.
+        pairs: `(peer's, Duet's)` for each repeat, all positive.
+        digits: After the decimal point, when shown to a person.
+    """
+
+    row: str
+    peer: str
+    measure: str
+    pairs: tuple[tuple[float, float], ...]
+    digits: int = 0
+
+    @property
+    def ratios(self) -> list[float]:
+        """Duet's value over the peer's, repeat by repeat."""
+        return [own / peer for peer, own in self.pairs]
+
+    @property
+    def median(self) -> float:
+        """The middle of the ratios; not the ratio of the medians, which are of two repeats."""
+        return statistics.median(self.ratios)
+
+    def ratio_text(self) -> str:
+        """The median of the ratios and, with several repeats, the least and the greatest."""
+        ratios = self.ratios
+        spread = f" ({min(ratios):.2f}-{max(ratios):.2f})" if len(ratios) > 1 else ""
+        return f"{self.median:.2f}{spread}"
+
+    def pairs_text(self) -> str:
+        """Each repeat: the peer's value, Duet's, and their ratio."""
+        digits = self.digits
+        return "  ".join(
+            f"{peer:,.{digits}f}:{own:,.{digits}f}={own / peer:.2f}" for peer, own in self.pairs
+        )
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +106,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         delivery_ratio: Delivered over expected, of all measured repeats.
+        comparisons: With the peers that were measured in turn with the target.
         warnings: What speaks against trusting the figures, one sentence each.
     """
 
@@ -63,6 +117,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any]
     rows: tuple[Row, ...]
     delivery_ratio: float
+    comparisons: tuple[Comparison, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def measure_names(self) -> list[str]:
@@ -75,10 +130,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         for row, shown in zip(self.rows, document["rows"], strict=True):
             for measure, entry in zip(row.measures, shown["measures"], strict=True):
                 entry["median"] = measure.median
+        for comparison, shown in zip(self.comparisons, document["comparisons"], strict=True):
+            shown |= {"ratios": comparison.ratios, "median_ratio": comparison.median}
         return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
-def measures_of(repeats: Sequence[Sequence[tuple[str, float, int]]]) -> tuple[Measure, ...]:
+def measures_of(repeats: Sequence[Figures]) -> tuple[Measure, ...]:
     """Joins what each repeat found, `(name, value, digits)`, into measures over the repeats."""
     first = repeats[0]
     return tuple(

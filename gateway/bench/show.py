@@ -30,6 +30,8 @@ _PANEL_HEIGHT_IN: Final = 0.7
 _BAR_HEIGHT_IN: Final = 0.25
 # A pipe or a file has no width of its own, and 80 columns would cut figures.
 _FILE_WIDTH: Final = 120
+_FILE_WIDTH_WITH_PAIRS: Final = 160
+_COLOURS: Final = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#9d755d")
 
 
 def progress_bar() -> Progress:
@@ -48,10 +50,10 @@ def progress_bar() -> Progress:
 
 
 def print_report(report: Report) -> None:
-    """The report as a table: quantities downwards, rows of the report across."""
+    """The report as a table: quantities downwards, rows of the report across; then the peers'."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = _FILE_WIDTH
+        console.width = _FILE_WIDTH_WITH_PAIRS if report.comparisons else _FILE_WIDTH
     machine = report.machine
     table = Table(
         title=f"{report.target}: {report.shape}",
@@ -61,15 +63,41 @@ def print_report(report: Report) -> None:
         caption_justify="left",
     )
     table.add_column(no_wrap=True)
-    for row in report.rows:
+    rows = [row for row in report.rows if not row.peer]
+    for row in rows:
         table.add_column(row.name, justify="right", no_wrap=True)
     for name in report.measure_names():
-        measures = [row.measure(name) for row in report.rows]
+        measures = [row.measure(name) for row in rows]
         table.add_row(name, *(measure.text() if measure else "" for measure in measures))
     console.print(table)
+    for peer in dict.fromkeys(comparison.peer for comparison in report.comparisons):
+        console.print(_peer_table(report, peer))
     console.print(f"delivered: {report.delivery_ratio:.4%} of what was expected")
     for warning in report.warnings:
         console.print(f"note: {warning}", style="yellow", soft_wrap=True)
+
+
+def _peer_table(report: Report, peer: str) -> Table:
+    own = report.target
+    table = Table(title=f"{own} against {peer}: {report.shape}", title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(f"{own} / {peer}", justify="right", no_wrap=True)
+    table.add_column(f"each repeat, {peer}:{own}=ratio")
+    last = ""
+    for comparison in report.comparisons:
+        if comparison.peer != peer:
+            continue
+        if last and comparison.row != last:
+            table.add_section()
+        table.add_row(
+            comparison.row if comparison.row != last else "",
+            comparison.measure,
+            comparison.ratio_text(),
+            comparison.pairs_text(),
+        )
+        last = comparison.row
+    return table
 
 
 def check_plot_file(file: Path) -> None:
@@ -91,7 +119,9 @@ def plot_report(report: Report, file: Path) -> None:
     """Writes a picture with a panel for each quantity: medians as bars, the spread as whiskers."""
     from matplotlib.figure import Figure
 
-    panels = [bars for name in report.measure_names() if (bars := _bars(report, name))]
+    names = report.measure_names()
+    panels = [bars for name in names if (bars := _bars(report, name))]
+    panels += [bars for name in names if (bars := _ratio_bars(report, name))]
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     height_in = _TITLE_HEIGHT_IN + lines * (_PANEL_HEIGHT_IN + _BAR_HEIGHT_IN * len(report.rows))
@@ -99,7 +129,7 @@ def plot_report(report: Report, file: Path) -> None:
     for index, bars in enumerate(panels):
         axes = figure.add_subplot(lines, columns, index + 1)
         axes.barh(
-            bars.rows, bars.medians, xerr=(bars.below, bars.above), color="#4c78a8", capsize=3
+            bars.rows, bars.medians, xerr=(bars.below, bars.above), color=bars.colours, capsize=3
         )
         axes.invert_yaxis()
         axes.set_title(bars.name, loc="left", fontsize=10)
@@ -117,18 +147,43 @@ class _Bars:
     medians: list[float]
     below: list[float]
     above: list[float]
+    colours: list[str]
+
+
+def _colour(report: Report, peer: str) -> str:
+    servers = list(dict.fromkeys(row.peer for row in report.rows))
+    return _COLOURS[servers.index(peer) % len(_COLOURS)]
 
 
 def _bars(report: Report, name: str) -> _Bars | None:
     """The panel of a quantity; None when there is nothing to compare it with."""
-    found = [(row.name, measure) for row in report.rows if (measure := row.measure(name))]
+    found = [(row, measure) for row in report.rows if (measure := row.measure(name))]
     if len(found) == 1 < len(report.rows):
         return None
+    # What belongs together stands together: a row's servers, not a server's rows.
+    order = list(dict.fromkeys(row.name for row, _ in found))
+    found.sort(key=lambda each: order.index(each[0].name))
     measures = [measure for _, measure in found]
     return _Bars(
         name,
-        rows=[row for row, _ in found],
+        rows=[row.title for row, _ in found],
         medians=[measure.median for measure in measures],
         below=[measure.median - min(measure.values) for measure in measures],
         above=[max(measure.values) - measure.median for measure in measures],
+        colours=[_colour(report, row.peer) for row, _ in found],
+    )
+
+
+def _ratio_bars(report: Report, name: str) -> _Bars | None:
+    """The panel of the ratios of a quantity; None when it was not compared."""
+    found = [each for each in report.comparisons if each.measure == name]
+    if not found:
+        return None
+    return _Bars(
+        f"{name}: {report.target} / peer",
+        rows=[f"{each.row}, {each.peer}" for each in found],
+        medians=[each.median for each in found],
+        below=[each.median - min(each.ratios) for each in found],
+        above=[max(each.ratios) - each.median for each in found],
+        colours=[_colour(report, each.peer) for each in found],
     )

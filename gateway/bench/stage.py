@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from gateway.bench.results import Row
+    from gateway.bench.target import Target
 
 # Beyond these shares the generator, or the machine, may have been slower than the target.
 GENERATOR_LIMIT: Final = 0.9
@@ -86,10 +87,12 @@ class Stage:
         plan: Repeats and durations.
         progress: The bar that a person sees.
         doubts: What speaks against the figures.
+        peers: Servers to measure in turn with the target (`--against`).
     """
 
-    def __init__(self, plan: Plan, progress: Progress) -> None:
+    def __init__(self, plan: Plan, progress: Progress, peers: Sequence[Target] = ()) -> None:
         self.plan = plan
+        self.peers = peers
         self.progress = progress
         self.doubts = Doubts()
         self._started_at = Clock().now()
