@@ -19,7 +19,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from gateway.app import GatewayApp, StartError
-from gateway.http_protocol import HttpProtocol
+from gateway.arrival import Arrival
 from gateway.preflight import apps_of
 from gateway.settings import load_settings
 from gateway.socket import GatewayProtocol
@@ -133,7 +133,7 @@ def server_config(settings: Settings, app: GatewayApp | str) -> uvicorn.Config:
         app,
         factory=isinstance(app, str),
         ws=GatewayProtocol,
-        http=HttpProtocol,
+        http=Arrival,
         loop="auto",
         lifespan="on",
         workers=settings.workers,

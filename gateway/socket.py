@@ -1,9 +1,10 @@
 """The I/O shell of one connection: the `asyncio.Protocol` that uvicorn hands a socket to.
 
-uvicorn's HTTP side reads the upgrade request, builds a `GatewayProtocol`, feeds it the request and
-gives it the transport; from there on nothing of uvicorn or ASGI is in between. Handshake and
-frames are websockets' sans-I/O `ServerProtocol`, messages are `gateway.protocol`; this class owns
-the bytes: bounds, deadlines, abort.
+A plain upgrade comes from `gateway.arrival`, any other from uvicorn's HTTP side, which feeds the
+request to a new `GatewayProtocol`; from there on nothing of uvicorn or ASGI is in between. The
+frames that clients send nearly always are read by `gateway.inbound`; at the first other one, and
+for unusual requests, websockets' sans-I/O `ServerProtocol` takes over. Messages are
+`gateway.protocol`; this class owns the bytes: bounds, deadlines, abort.
 
 What a client gets for a broken frame: `pusher:error` and the RFC's close code, 1002 (protocol),
 1007 (not UTF-8) or 1009 (message over `max_message_bytes`); pusher-js then reconnects. A binary
@@ -26,9 +27,10 @@ from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from gateway import frames
+from gateway import frames, inbound
 from gateway.admission import Admission, admit, is_secure
 from gateway.errors import DISCONNECTS, CloseCode
+from gateway.handshake import Opening, first_subprotocol
 from gateway.opening import Refusal, app_now, prove
 from gateway.performing import perform
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from gateway.apps import App
     from gateway.auth import Identity
+    from gateway.handshake import Upgrade
     from gateway.node import Node
     from gateway.protocol import PusherProtocol
 
@@ -89,6 +92,7 @@ class GatewayProtocol(asyncio.Protocol):
         "_open_connections",
         "_phase",
         "_pinged_at",
+        "_read",
         "_reading",
         "_transport",
         "_wire",
@@ -113,7 +117,10 @@ class GatewayProtocol(asyncio.Protocol):
         self.node = node
         self._open_connections: set[Any] = server_state.connections
         self._phase = Phase.CONNECTING
-        self._wire = _new_wire(node, State.CONNECTING)
+        # websockets' parser, once something unusual has come.
+        self._wire: ServerProtocol | None = None
+        # The beginning of a frame whose rest is still to come.
+        self._read = b""
         self._fragments: list[bytes | bytearray] | None = None
         self._last_seen = 0.0
         self._pinged_at = 0.0
@@ -138,15 +145,15 @@ class GatewayProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Acts on each complete frame, in order."""
         self._last_seen = self.node.now()
-        wire = self._wire
-        wire.receive_data(data)
-        for event in wire.events_received():
-            if isinstance(event, Frame):
-                self._on_frame(event)
-            elif isinstance(event, Request):
-                self._on_upgrade(event)
-        if wire.parser_exc is not None or wire.handshake_exc is not None:
-            self._on_broken_wire(wire)
+        if self._wire is not None:
+            self._feed(self._wire, data)
+        elif self._phase is Phase.CONNECTING:
+            self._wire = _new_wire(self.node, State.CONNECTING)
+            self._feed(self._wire, data)
+        elif self._phase is Phase.PROVING:
+            self._read += data
+        else:
+            self._cut(self._read + data if self._read else data)
 
     def pause_writing(self) -> None:
         """The peer reads more slowly than we write: from here on every write is measured."""
@@ -174,43 +181,61 @@ class GatewayProtocol(asyncio.Protocol):
 
     # Opening
 
-    def _on_upgrade(self, request: Request) -> None:
-        wire, node = self._wire, self.node
+    def upgraded(self, upgrade: Upgrade, rest: bytes) -> None:
+        """Answers a plain upgrade, and goes on with what was read behind it."""
+        self._last_seen = self.node.now()
+        self.write = self._transport.write
+        self._open(upgrade.opening, upgrade.response)
+        if rest:
+            self.data_received(rest)
+
+    def _on_request(self, wire: ServerProtocol, request: Request) -> None:
+        """Answers an unusual upgrade, or refuses what is none."""
         response = wire.accept(request)
+        headers = request.headers
         if response.status_code == 101:
-            offered = request.headers.get_all("Sec-WebSocket-Protocol")
+            offered = headers.get_all("Sec-WebSocket-Protocol")
             if offered:
-                # Swift's client drops a connection whose answer doesn't repeat its protocol.
-                response.headers["Sec-WebSocket-Protocol"] = offered[0].split(",")[0].strip()
+                response.headers["Sec-WebSocket-Protocol"] = first_subprotocol(offered[0])
         wire.send_response(response)
         if response.status_code != 101:
             return
-        self._transport.write(b"".join(wire.data_to_send()))
-        # A fresh parser: the first one keeps the request's headers for as long as it lives.
-        self._wire = _new_wire(node, State.OPEN)
+        # It keeps the request's headers for as long as it lives.
+        self._wire = None
         self.write = self._transport.write
-        origins = request.headers.get_all("Origin")
-        authorizations = request.headers.get_all("Authorization")
-        admission = admit(
+        opening = Opening(
             request.path,
-            origins[0] if origins else None,
-            authorizations[0] if authorizations else None,
+            next(iter(headers.get_all("Origin")), None),
+            next(iter(headers.get_all("Authorization")), None),
+            ",".join(headers.get_all("X-Forwarded-Proto")),
+        )
+        self._open(opening, b"".join(wire.data_to_send()))
+
+    def _open(self, opening: Opening, response: bytes) -> None:
+        """Judges who wants to connect; the `response` to the upgrade is sent in any case."""
+        node = self.node
+        admission = admit(
+            opening.target,
+            opening.origin,
+            opening.authorization,
             node.apps,
             path_prefix=node.settings.path_prefix,
             strict=node.settings.strict_protocol,
             secure=is_secure(
-                self._transport.get_extra_info("sslcontext") is not None,
-                ",".join(request.headers.get_all("X-Forwarded-Proto")),
+                self._transport.get_extra_info("sslcontext") is not None, opening.forwarded_proto
             ),
         )
+        self._phase = Phase.PROVING
         if not isinstance(admission, Admission):
+            self.write(response)
             self.disconnect(admission)
         elif node.draining:
+            self.write(response)
             self.disconnect(CloseCode.OVER_CAPACITY)
         elif admission.token is None:
-            self._establish(admission.app, None)
+            self._establish(admission.app, None, response)
         else:
-            self._phase = Phase.PROVING
+            self.write(response)
             self._pause_reading()
             node.spawn(self._prove(admission.app, admission.token), "prove")
 
@@ -226,10 +251,13 @@ class GatewayProtocol(asyncio.Protocol):
             self.disconnect(now)
         elif self._phase is Phase.PROVING:
             self._establish(now, identity)
+            self._cut(self._read)
 
-    def _establish(self, app: App, identity: Identity | None) -> None:
+    def _establish(self, app: App, identity: Identity | None, response: bytes = b"") -> None:
+        """Makes the socket a connection; the `response` to its upgrade leaves in the same write."""
         node = self.node
         if not node.has_room(app):
+            self.write(response)
             self.disconnect(CloseCode.OVER_CONNECTION_QUOTA)
             return
         self.pusher = node.attach(self, app, identity)
@@ -239,22 +267,63 @@ class GatewayProtocol(asyncio.Protocol):
             self._authorize_by = now + app.authorization_timeout_s
         timeout_s = node.settings.activity_timeout_s
         body = frames.established_body(self.pusher.socket_id, timeout_s)
-        self.write(frames.frame(body))
+        self.write(response + frames.frame(body))
         self.resume_reading()
         node.wheel.put(self, min(now + node.jittered(timeout_s), self._authorize_by))
 
     # Receiving
 
-    def _on_frame(self, event: Frame) -> None:
+    def _cut(self, data: bytes) -> None:
+        """Acts on the usual frames; at the first other one, websockets' parser takes over."""
+        at, size = 0, len(data)
+        most_bytes = self.node.settings.max_message_bytes
+        self._read = b""
+        while at < size and self.is_open:
+            kind, payload, end = inbound.next_frame(data, at, most_bytes)
+            if kind == inbound.INCOMPLETE:
+                self._read = data[at:]
+                return
+            if kind == inbound.UNUSUAL:
+                self._feed(self._whole_wire(), data[at:])
+                return
+            at = end
+            if kind == inbound.TEXT:
+                self._on_text(payload)
+            elif kind == inbound.PING:
+                self.write(inbound.pong(payload))
+        if self._wire is not None:
+            # A message has ended the connection: of what follows only the peer's close counts.
+            self._feed(self._wire, data[at:])
+
+    def _whole_wire(self) -> ServerProtocol:
+        """The library's parser, which reads the connection from here on."""
+        wire = self._wire
+        if wire is None:
+            wire = self._wire = _new_wire(self.node, State.OPEN)
+            wire.receive_data(self._read)
+            self._read = b""
+        return wire
+
+    def _feed(self, wire: ServerProtocol, data: bytes) -> None:
+        wire.receive_data(data)
+        for event in wire.events_received():
+            if isinstance(event, Frame):
+                self._on_frame(wire, event)
+            elif isinstance(event, Request):
+                self._on_request(wire, event)
+        if wire.parser_exc is not None or wire.handshake_exc is not None:
+            self._on_broken_wire(wire)
+
+    def _on_frame(self, wire: ServerProtocol, event: Frame) -> None:
         opcode = event.opcode
         if opcode is Opcode.CLOSE:
-            self._on_close()
+            self._on_close(wire)
         elif not self.is_open:
             return
         elif opcode is Opcode.TEXT and event.fin:
-            self._on_text(event.data)
+            self._on_text(bytes(event.data))
         elif opcode is Opcode.PING:
-            self.write(b"".join(self._wire.data_to_send()))
+            self.write(b"".join(wire.data_to_send()))
         elif opcode is Opcode.PONG:
             return
         else:
@@ -272,8 +341,7 @@ class GatewayProtocol(asyncio.Protocol):
                 text, self._fragments = b"".join(self._fragments), None
                 self._on_text(text)
 
-    def _on_text(self, data: Any) -> None:
-        text = bytes(data)
+    def _on_text(self, text: bytes) -> None:
         if not text.isascii():
             try:
                 text.decode()
@@ -285,9 +353,9 @@ class GatewayProtocol(asyncio.Protocol):
         if pusher.congested:
             self._pause_reading()
 
-    def _on_close(self) -> None:
+    def _on_close(self, wire: ServerProtocol) -> None:
         """The peer closes, or answers our close frame: the server ends the TCP connection."""
-        self._transport.write(b"".join(self._wire.data_to_send()))
+        self._transport.write(b"".join(wire.data_to_send()))
         self._end()
         self._transport.close()
         self.node.wheel.put(self, self.node.now() + CLOSE_GRACE_S)
@@ -375,14 +443,17 @@ class GatewayProtocol(asyncio.Protocol):
         """
         if self._phase >= Phase.CLOSING:
             return
-        if self._phase is Phase.CONNECTING and self._wire.state is not State.OPEN:
+        if self._phase is Phase.CONNECTING:
             self.abort()
             return
         known = DISCONNECTS.get(code)  # type: ignore[call-overload]
         text = message or (known.reason if known else "")
         error = frames.error_body(text, int(code) if code >= 4000 else None)
-        self._wire.send_close(code, text.encode()[:120].decode(errors="ignore"))
-        self.write(frames.frame(error) + b"".join(self._wire.data_to_send()))
+        if self._phase is Phase.PROVING:
+            self._read = b""
+        wire = self._whole_wire()
+        wire.send_close(code, text.encode()[:120].decode(errors="ignore"))
+        self.write(frames.frame(error) + b"".join(wire.data_to_send()))
         self.node.telemetry.disconnects.labels(str(int(code))).inc()
         self._end()
         self.resume_reading()

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import uvicorn
 
 from gateway.apps import App, Apps
+from gateway.arrival import Arrival
 from gateway.auth import AuthError, Identity
 from gateway.broker import BrokerUnavailable, MemoryBroker, MemoryBus
 from gateway.cache import MemoryCache
 from gateway.commands import Reply
 from gateway.fallback import Fallback
 from gateway.frames import push_body
-from gateway.http_protocol import HttpProtocol
 from gateway.node import Node, Publication
 from gateway.occupancy import MemoryOccupancy, MemoryTotals, counted_channels
 from gateway.presence import MemoryPresence
@@ -249,9 +249,7 @@ async def running_gateway(
         await receive()
         await send({"type": "lifespan.shutdown.complete"})
 
-    config = uvicorn.Config(
-        app, ws=GatewayProtocol, lifespan="on", log_config=None, http=HttpProtocol
-    )
+    config = uvicorn.Config(app, ws=GatewayProtocol, lifespan="on", log_config=None, http=Arrival)
     config.load()
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)

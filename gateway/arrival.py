@@ -1,0 +1,71 @@
+"""The first bytes of a TCP connection: a plain WebSocket upgrade, or uvicorn's HTTP side.
+
+Most connections of a gateway are WebSockets. Going through uvicorn's HTTP side costs each of them
+an HTTP parser, an ASGI scope and the same request written and parsed a second time; a look at the
+first read spares them that. What is no plain upgrade goes to uvicorn untouched, which hands any
+WebSocket in it to `GatewayProtocol` in its own way.
+
+Source: docs/performance.md (figures).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
+
+from gateway.handshake import read_upgrade
+from gateway.http_protocol import HttpProtocol
+from gateway.socket import GatewayProtocol
+
+if TYPE_CHECKING:
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+
+class Arrival(asyncio.Protocol):
+    """A TCP connection that has sent nothing yet; uvicorn makes one for each that it accepts."""
+
+    __slots__ = ("_app_state", "_config", "_loop", "_server_state", "_transport")
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._config = config
+        self._server_state = server_state
+        self._app_state = app_state
+        self._loop = _loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Waits for the first bytes."""
+        # uvloop's transports have the methods of asyncio.Transport without being one.
+        self._transport = cast("asyncio.Transport", transport)
+        self._server_state.connections.add(self)  # type: ignore[arg-type]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets a connection that ended without a word."""
+        del exc
+        self._server_state.connections.discard(self)
+
+    def shutdown(self) -> None:
+        """The server is stopping."""
+        self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Hands the connection to whoever it is for."""
+        self._server_state.connections.discard(self)
+        transport = self._transport
+        upgrade = read_upgrade(data)
+        if upgrade is not None:
+            socket = GatewayProtocol(self._config, self._server_state, self._app_state)
+            transport.set_protocol(socket)
+            socket.connection_made(transport)
+            socket.upgraded(upgrade, data[upgrade.size_bytes :])
+            return
+        http = HttpProtocol(self._config, self._server_state, self._app_state, self._loop)
+        transport.set_protocol(http)
+        http.connection_made(transport)
+        http.data_received(data)
