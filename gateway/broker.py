@@ -94,6 +94,18 @@ class Broker(Protocol):
                 all of them in time.
         """
 
+    async def publish_told(self, publication: Publication, hook: bytes, event: bytes) -> None:
+        """Publishes a client event and records it for webhooks, in one atomic step.
+
+        Args:
+            publication: What is published; `by_client`.
+            hook: What `Webhooks.hook` gave, not empty.
+            event: JSON, as the backend gets it.
+
+        Raises:
+            BrokerUnavailable: As `publish`.
+        """
+
     async def fence(self) -> None:
         """Returns when what was published before the call has come to `on_publication`.
 
@@ -166,6 +178,11 @@ class MemoryBroker:
         accepted: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         accepted.set_result(None)
         return accepted
+
+    async def publish_told(self, publication: Publication, hook: bytes, event: bytes) -> None:
+        """See `Broker`; in memory there are no webhooks."""
+        del hook, event
+        await self.publish([publication])
 
     async def fence(self) -> None:
         """See `Broker`: publishing has called the subscribers already."""

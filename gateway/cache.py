@@ -7,8 +7,8 @@ What every implementation promises:
 - **No event twice.** When `last` returns an event, its publication has come to this node already
   if the node heard the channel then. So a subscriber who stands behind a gate since before the
   call finds it there, or has to be sent it.
-- **Told once.** Of many misses of a channel handlers are told one, until something is published
-  or `MISS_TOLD_AGAIN_S` have passed, cluster-wide.
+- **Told once.** Of many misses of a channel webhooks are told one, in the same atomic step, until
+  something is published or `MISS_TOLD_AGAIN_S` have passed, cluster-wide.
 - An event is kept for the setting `cache_ttl_s`, and not longer than the store keeps its data.
 
 Source: PROTOCOL 1.6 (cache channels), 2.2 (`info=cache`), 2.3 (`cache_miss`).
@@ -24,38 +24,14 @@ import msgspec
 from gateway.frames import frame
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from gateway.broker import MemoryBus
     from gateway.hub import Channel, Gate
 
 MISS_TOLD_AGAIN_S: Final = 10.0
 
 
-class Misses:
-    """Whom a node tells of misses. Handlers run in the event loop and must not block."""
-
-    __slots__ = ("_handlers",)
-
-    def __init__(self) -> None:
-        self._handlers: list[Callable[[str, str], None]] = []
-
-    def on_miss(self, handler: Callable[[str, str], None]) -> None:
-        """Calls `handler(app_id, channel)` for a miss that is to be told."""
-        self._handlers.append(handler)
-
-    def missed(self, app_id: str, channel: str) -> None:
-        """Tells of a miss."""
-        for handler in self._handlers:
-            handler(app_id, channel)
-
-
 class Cache(Protocol):
     """The last events of cache channels; see the module's promises."""
-
-    @property
-    def misses(self) -> Misses:
-        """Where to register for misses."""
 
     async def last(self, app_id: str, channel: str) -> bytes | None:
         """The body of the channel's last event; None, which is a miss, when there is none.
@@ -101,27 +77,17 @@ def is_on_its_way(body: bytes, channel: Channel, gate: Gate) -> bool:
 class MemoryCache:
     """The cache inside one process, for unit tests: the bus keeps the events, for ever.
 
-    Attributes:
-        misses: See `Cache`.
+    It knows of no webhooks.
     """
 
-    __slots__ = ("_bus", "_told", "misses")
+    __slots__ = ("_bus",)
 
     def __init__(self, bus: MemoryBus) -> None:
         self._bus = bus
-        self._told: set[tuple[str, str]] = set()
-        self.misses = Misses()
 
     async def last(self, app_id: str, channel: str) -> bytes | None:
         """See `Cache`."""
-        key = (app_id, channel)
-        body = self._bus.last.get(key)
-        if body is not None:
-            self._told.discard(key)
-        elif key not in self._told:
-            self._told.add(key)
-            self.misses.missed(*key)
-        return body
+        return self._bus.last.get((app_id, channel))
 
     async def cached(self, app_id: str, channel: str) -> tuple[str, int] | None:
         """See `Cache`."""

@@ -233,6 +233,15 @@ class Node:
         await self.send(publications)
         self.telemetry.publications_sent.inc(len(publications))
 
+    async def publish_told(self, publication: Publication, hook: bytes, event: bytes) -> None:
+        """Publishes a client event that a webhook tells of; see `Broker.publish_told`.
+
+        Raises:
+            BrokerUnavailable: As `publish`; told or not, it is the same for both.
+        """
+        await self._broker.publish_told(publication, hook, event)
+        self.telemetry.publications_sent.inc()
+
     def _on_publication(
         self, app_id: str, channel: str, body: bytes, except_socket_id: str | None
     ) -> None:

@@ -91,12 +91,11 @@ def nothing_announced(_app_id: str, _name: str) -> None:
 class Handlers:
     """Whom a node tells of changes. Handlers run in the event loop and must not block."""
 
-    __slots__ = ("_counts", "_occupied", "_vacated")
+    __slots__ = ("_occupied", "_vacated")
 
     def __init__(self) -> None:
         self._occupied: list[Callable[[str, str], None]] = []
         self._vacated: list[Callable[[str, str], None]] = []
-        self._counts: list[Callable[[str, str, int], None]] = []
 
     def on_occupied(self, handler: Callable[[str, str], None]) -> None:
         """Calls `handler(app_id, name)` when a sum that this node changed was 0 before."""
@@ -106,10 +105,6 @@ class Handlers:
         """Calls `handler(app_id, name)` when a sum that this node changed is 0 now."""
         self._vacated.append(handler)
 
-    def on_count(self, handler: Callable[[str, str, int], None]) -> None:
-        """Calls `handler(app_id, name, count)` when this node has published a count."""
-        self._counts.append(handler)
-
     def changed(self, key: Key, before: int, after: int) -> None:
         """Tells of a change of a sum."""
         handlers = self._occupied if before == 0 < after else ()
@@ -117,11 +112,6 @@ class Handlers:
             handlers = self._vacated
         for handler in handlers:
             handler(*key)
-
-    def counted(self, key: Key, count: int) -> None:
-        """Tells of a published count."""
-        for handler in self._counts:
-            handler(*key, count)
 
 
 class Occupancy(Protocol):
@@ -267,4 +257,3 @@ class MemoryOccupancy:
             self._totals.shown[key] = (loop.time(), count)
             body = frames.subscription_count_body(key[1], count)
             self._broker.publish_now([Publication(*key, body)])
-            self.handlers.counted(key, count)

@@ -76,18 +76,19 @@ async def _subscribe(connection: NodeConnection, effect: Subscribe) -> None:
 
 async def _relay(connection: NodeConnection, effect: Relay) -> None:
     """Publishes a client event, or tells its sender that it could not."""
-    pusher = connection.pusher
+    pusher, node = connection.pusher, connection.node
     publication = Publication(
         pusher.app.id, effect.channel, effect.body, pusher.socket_id, by_client=True
     )
+    hook = node.webhooks.hook(pusher.app.id, "client_event")
     try:
-        await connection.node.publish([publication])
+        if hook:
+            told = client_event(effect.body, pusher.socket_id)
+            await node.publish_told(publication, hook, told)
+        else:
+            await node.publish([publication])
     except BrokerUnavailable:
         connection.write(_NOT_DELIVERED)
-        return
-    if pusher.app.webhooks:
-        told = client_event(effect.body, pusher.socket_id)
-        connection.node.webhooks.emit(pusher.app, told)
 
 
 async def _execute(connection: NodeConnection, effect: Execute) -> None:

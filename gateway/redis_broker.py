@@ -27,6 +27,7 @@ from gateway.channels import is_cache_channel
 from gateway.redis_commands import RedisCommands, Script
 from gateway.redis_link import RedisAddress, Supervisor, packed
 from gateway.tasks import Tasks
+from gateway.webhooks import BEHIND
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +43,7 @@ _VERSION: Final = 1
 # How long a cache channel's last event is kept unless the settings say otherwise.
 CACHE_TTL_S: Final = 1800.0
 _CACHE_PUBLISH: Final = Script.load("cache_publish", 2)
+_PUBLISH_TOLD: Final = Script.load("publish_told", 0, BEHIND)
 # Names in one SUBSCRIBE: Redis answers each, so one command of 100,000 would block it for long.
 _SUBSCRIBE_AT_ONCE: Final = 500
 
@@ -70,7 +72,7 @@ class RedisBroker:
         self._own = f"{prefix}:node:{node_id}".encode()
         self._tasks = Tasks()
         self.commands = RedisCommands(address, timeout_s)
-        self.commands.use_scripts(_CACHE_PUBLISH)
+        self.commands.use_scripts(_CACHE_PUBLISH, _PUBLISH_TOLD)
         self._supervisor = Supervisor(
             address, "subscriptions", timeout_s, self._on_answer, self._on_up, self._on_down
         )
@@ -246,6 +248,11 @@ class RedisBroker:
         name = redis_name(self._prefix, one.app_id, one.channel)
         call = (last, f"{last}:missed", name, encoded(one), self.cache_ttl_ms)
         return _CACHE_PUBLISH.call(*call)
+
+    async def publish_told(self, publication: Publication, hook: bytes, event: bytes) -> None:
+        """See `Broker`."""
+        name = redis_name(self._prefix, publication.app_id, publication.channel)
+        await self._publish([_PUBLISH_TOLD.call(name, encoded(publication), hook, event)])
 
     async def fence(self) -> None:
         """See `Broker`."""

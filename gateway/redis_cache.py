@@ -11,41 +11,39 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from gateway.broker import BrokerUnavailable
-from gateway.cache import MISS_TOLD_AGAIN_S, Misses, data_of, seconds_left
+from gateway.cache import MISS_TOLD_AGAIN_S, data_of, seconds_left
 from gateway.redis_broker import last_event_name
 from gateway.redis_commands import Script
 from gateway.redis_link import packed
+from gateway.webhooks import BEHIND, event_bytes
 
 if TYPE_CHECKING:
     from gateway.redis_broker import RedisBroker
+    from gateway.webhooks import Webhooks
 
-_READ: Final = Script.load("cache_read", 2)
+_READ: Final = Script.load("cache_read", 2, BEHIND)
 
 
 class RedisCache:
-    """See `gateway.cache` for what it promises.
+    """See `gateway.cache` for what it promises."""
 
-    Attributes:
-        misses: See `Cache`.
-    """
+    __slots__ = ("_broker", "_hooks", "_prefix")
 
-    __slots__ = ("_broker", "_prefix", "misses")
-
-    def __init__(self, broker: RedisBroker, prefix: str) -> None:
+    def __init__(self, broker: RedisBroker, prefix: str, hooks: Webhooks) -> None:
         self._broker = broker
         broker.commands.use_scripts(_READ)
         self._prefix = prefix
-        self.misses = Misses()
+        self._hooks = hooks
 
     async def last(self, app_id: str, channel: str) -> bytes | None:
         """See `Cache`."""
         name = last_event_name(self._prefix, app_id, channel)
-        body, to_tell = await self._broker.commands.run_script(
-            _READ, name, f"{name}:missed", int(MISS_TOLD_AGAIN_S * 1000)
+        hook = self._hooks.hook(app_id, "cache_miss")
+        event = event_bytes("cache_miss", channel) if hook else b""
+        body = await self._broker.commands.run_script(
+            _READ, name, f"{name}:missed", int(MISS_TOLD_AGAIN_S * 1000), hook, event
         )
         if body is None:
-            if to_tell:
-                self.misses.missed(app_id, channel)
             return None
         # What is kept was published before: it has come when this has come round.
         await self._broker.fence()

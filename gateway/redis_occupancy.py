@@ -223,9 +223,7 @@ class RedisOccupancy:
             before, after, shown = answer[1 + 3 * index : 4 + 3 * index]
             key = (app_id, name)
             self.handlers.changed(key, before, after)
-            if shown == -1:
-                self.handlers.counted(key, after)
-            elif shown > 0 and key not in self._late:
+            if shown > 0 and key not in self._late:
                 self._late.add(key)
                 self._tasks.spawn(self._show_later(key, shown / 1000), "count_later")
 
@@ -306,6 +304,7 @@ class RedisOccupancy:
             THROTTLE_ABOVE,
             int(self._pause_s * 1000),
             self._hooks.hook(app_id, "channel_occupied"),
+            self._hooks.hook(app_id, "subscription_count"),
         ]
         for name, number in numbers.items():
             call += [name, number, *self._announced(app_id, name)]

@@ -1,8 +1,9 @@
 """The queues of webhooks in Redis: a stream for each endpoint, under a claim while it is sent.
 
-Redis and not MongoDB, because the facts are there: presence and occupancy change in scripts, and
-only in the same script can a change and its record be one step. What Redis loses is lost with the
-facts themselves; `appendonly yes` keeps both (`docs/backends.md`).
+Redis and not MongoDB, because what is told of happens there: presence, occupancy and cache channels
+change in scripts and client events travel through it, and only in the same script can a fact and
+its record be one step. What Redis loses is lost with the facts themselves; `appendonly yes` keeps
+both (`docs/backends.md`).
 
 Names, behind the prefix: `{app}:hooks:{endpoint}` (events in order), `hooks:due` (queue -> when it
 may be sent), `hooks:claims` (queue -> who sends it), `hooks:failures` (queue -> in a row),
@@ -26,12 +27,11 @@ from gateway.redis_link import packed
 from gateway.webhooks import BEHIND, END_OF, Endpoint, endpoints, event_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from gateway.apps import App
     from gateway.redis_commands import RedisCommands
 
-_EMIT: Final = Script.load("webhook_emit", 0, BEHIND)
 _FIRE: Final = Script.load("webhook_fire", 1, BEHIND)
 _CLAIM: Final = Script.load("webhook_claim", 5, BEHIND)
 _SETTLE: Final = Script.load("webhook_settle", 5, BEHIND)
@@ -108,7 +108,7 @@ class Settled(NamedTuple):
 class RedisWebhooks:
     """The queues of every app; implements `gateway.webhooks.Webhooks`.
 
-    Whoever has something to tell calls `emit`, or gives `hook` to the script that records it.
+    Whoever has something to tell gives `hook` to the script that does it.
     """
 
     __slots__ = ("_app", "_commands", "_prefix", "_timing")
@@ -125,7 +125,7 @@ class RedisWebhooks:
         self._prefix = prefix
         self._app = app
         self._timing = timing
-        commands.use_scripts(_EMIT, _FIRE, _CLAIM, _SETTLE)
+        commands.use_scripts(_FIRE, _CLAIM, _SETTLE)
 
     # Telling
 
@@ -153,13 +153,6 @@ class RedisWebhooks:
                 "after_ms": int(self._timing.delay_s * 1000),
             }
         )
-
-    def emit(self, app: App, event: Mapping[str, object]) -> None:
-        """See `Webhooks`."""
-        name = str(event["name"])
-        if not any(name in endpoint.events for endpoint in endpoints(app)):
-            return
-        self._commands.post(_EMIT.call(self._hook(app, name), _encode(event)))
 
     # Sending
 

@@ -2,8 +2,8 @@
 
 What an implementation promises:
 
-- **Durable.** A change of occupancy or presence and its record are one atomic step; from then on
-  it is told, whichever node dies.
+- **Durable.** What happens and its record are one atomic step; from then on it is told, whichever
+  node dies.
 - **At least once, in order.** Events of one endpoint leave in the order of their records, many in
   one call. A node that dies between the endpoint's answer and its own note makes another node send
   that batch again.
@@ -27,11 +27,9 @@ import msgspec
 from gateway.auth import hmac_hex
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from gateway.apps import App
-    from gateway.cache import Misses
-    from gateway.occupancy import Handlers
 
 # What comes takes back the end of the same name.
 END_OF: Final = {"channel_occupied": "channel_vacated", "member_added": "member_removed"}
@@ -55,15 +53,7 @@ class Endpoint(NamedTuple):
 
 
 class Webhooks(Protocol):
-    """Where whatever happens is handed in."""
-
-    def emit(self, app: App, event: Mapping[str, object]) -> None:
-        """Records an event, if the app wants to hear of it; never waits and never fails.
-
-        Args:
-            app: Whose channel it happened on.
-            event: As the backend gets it, its type under `name`.
-        """
+    """Whom the scripts that change something are to tell of it."""
 
     def hook(self, app_id: str, event: str) -> bytes:
         """What a script is given that may see `event` or its end happen; empty: nobody asks."""
@@ -71,9 +61,6 @@ class Webhooks(Protocol):
 
 class NoWebhooks:
     """Tells nobody anything: for nodes without a queue."""
-
-    def emit(self, app: App, event: Mapping[str, object]) -> None:
-        """See `Webhooks`."""
 
     def hook(self, app_id: str, event: str) -> bytes:
         """See `Webhooks`."""
@@ -120,8 +107,8 @@ class _Relayed(msgspec.Struct):
 _decode_relayed = msgspec.json.Decoder(_Relayed).decode
 
 
-def client_event(body: bytes, socket_id: str) -> dict[str, object]:
-    """What is told of a client event that was relayed as `body`.
+def client_event(body: bytes, socket_id: str) -> bytes:
+    """The JSON of what is told of a client event that was relayed as `body`.
 
     Its `data` is always a string, as in a publication: the text itself when the client sent text,
     else its JSON. Typed libraries read nothing else.
@@ -137,31 +124,11 @@ def client_event(body: bytes, socket_id: str) -> dict[str, object]:
     }
     if relayed.user_id is not msgspec.UNSET:
         told["user_id"] = relayed.user_id
-    return told
-
-
-def tell_counts_and_misses(
-    webhooks: Webhooks, app: Callable[[str], App | None], handlers: Handlers, misses: Misses
-) -> None:
-    """Hands in what a node hears of: the counts that it has published, the misses to be told."""
-
-    def counted(app_id: str, channel: str, count: int) -> None:
-        known = app(app_id)
-        if known is not None:
-            told = {"name": "subscription_count", "channel": channel, "subscription_count": count}
-            webhooks.emit(known, told)
-
-    def missed(app_id: str, channel: str) -> None:
-        known = app(app_id)
-        if known is not None:
-            webhooks.emit(known, {"name": "cache_miss", "channel": channel})
-
-    handlers.on_count(counted)
-    misses.on_miss(missed)
+    return _encode(told)
 
 
 def event_bytes(name: str, channel: str, user_id: str | None = None) -> bytes:
-    """The JSON of an occupancy or presence event."""
+    """The JSON of an event that has nothing to say beside whom it is about."""
     told = {"name": name, "channel": channel}
     if user_id is not None:
         told["user_id"] = user_id

@@ -31,7 +31,6 @@ from gateway.telemetry import Telemetry
 from gateway.token_keys import authorizer_of
 from gateway.users import online_announcements
 from gateway.webhook_sender import WebhookSender
-from gateway.webhooks import tell_counts_and_misses
 from persistence.clock import Clock
 from persistence.deadlines import Deadlines
 from persistence.errors import StoreUnavailable
@@ -192,7 +191,6 @@ async def open_parts(
     )
     node.commands = commands
     node.webhooks = redis.webhooks
-    tell_counts_and_misses(redis.webhooks, apps.by_id, redis.occupancy.handlers, redis.cache.misses)
     await node.start()
     stack.push_async_callback(node.stop, settings.drain_s)
     sender = WebhookSender(
@@ -298,7 +296,7 @@ def _redis_parts(settings: Settings, apps: Apps) -> _RedisParts:
         ),
         online=RedisOccupancy(broker.commands, prefix, lease, "online", online_announcements),
         app_connections=RedisOccupancy(broker.commands, prefix, lease, "connections"),
-        cache=RedisCache(broker, prefix),
+        cache=RedisCache(broker, prefix, hooks),
         passes=PassCache(client, prefix, _VIEW_TTL_S),
         once=PublishOnce(broker, prefix),
         webhooks=hooks,

@@ -12,8 +12,9 @@
 -- ARGV[4]  '1' to publish nothing and tell of nothing, when numbers are written again
 -- ARGV[5]  a count up to which every change is published at once
 -- ARGV[6]  milliseconds between two publications of a count above it
--- ARGV[7]  hook, see webhook_facts.lua
--- ARGV[8…] five for each name:
+-- ARGV[7]  hook of channel_occupied, see webhook_facts.lua
+-- ARGV[8]  hook of subscription_count
+-- ARGV[9…] five for each name:
 --          name
 --          number, 0 for none
 --          pub/sub channel for what is published about it; empty: nothing is
@@ -59,12 +60,17 @@ local function show(name, sum, target, head, tail)
     end
   end
   redis.call('HSET', KEYS[3], name, string.format('%d %d', now, sum))
-  redis.call('PUBLISH', target, head .. string.format('%d', sum) .. tail)
+  local count = string.format('%d', sum)
+  redis.call('PUBLISH', target, head .. count .. tail)
+  if ARGV[8] ~= '' then
+    local event = '{"name":"subscription_count","channel":"' .. name .. '","subscription_count":'
+    hook_queue(cjson.decode(ARGV[8]), event .. count .. '}')
+  end
   return -1
 end
 
 local answer = {0}
-for index = 8, #ARGV, 5 do
+for index = 9, #ARGV, 5 do
   local name, number, target = ARGV[index], tonumber(ARGV[index + 1]), ARGV[index + 2]
   local first, last = ARGV[index + 3], ARGV[index + 4]
   local entry = ARGV[1] .. ' ' .. name

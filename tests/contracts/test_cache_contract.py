@@ -15,6 +15,7 @@ from gateway.frames import frame, published_body
 from gateway.hub import Channel, Gate
 from gateway.redis_broker import RedisBroker
 from gateway.redis_cache import RedisCache
+from gateway.webhooks import NoWebhooks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,14 +26,12 @@ CHANNEL = "private-cache-c"
 
 
 class Bench:
-    """A cache, the broker that fills it, and what the two tell."""
+    """A cache, the broker that fills it, and what arrives from it."""
 
     def __init__(self, broker: Broker, cache: Cache) -> None:
         self.broker = broker
         self.cache = cache
-        self.missed: list[str] = []
         self.arrived: list[bytes] = []
-        cache.misses.on_miss(lambda app, channel: self.missed.append(f"{app} {channel}"))
 
     async def start(self) -> None:
         await self.broker.start(
@@ -58,7 +57,7 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
             prefix = f"test-{secrets.token_hex(6)}"
             url = request.getfixturevalue("redis_url")
             broker = RedisBroker(url, prefix, "n", 1.0)
-            made = Bench(broker, RedisCache(broker, prefix))
+            made = Bench(broker, RedisCache(broker, prefix, NoWebhooks()))
         await made.start()
         stack.push_async_callback(made.broker.stop)
         yield made
@@ -96,15 +95,6 @@ async def test_apps_and_channels_are_apart(bench: Bench) -> None:
 
     assert await bench.cache.last("2", CHANNEL) is None
     assert await bench.cache.last("1", "private-cache-d") is None
-    assert bench.missed == [f"2 {CHANNEL}", "1 private-cache-d"]
-
-
-@pytest.mark.pusher("1.6", "many misses of a cache channel are told once")
-async def test_of_many_misses_one_is_told_until_something_is_published(bench: Bench) -> None:
-    for _ in range(3):
-        assert await bench.cache.last("1", CHANNEL) is None
-
-    assert bench.missed == [f"1 {CHANNEL}"]
 
 
 async def test_what_last_returns_has_come_before_if_it_is_heard(bench: Bench) -> None:
@@ -129,13 +119,10 @@ def test_an_event_is_found_in_gate_and_batch() -> None:
     assert is_on_its_way(body, channel, gate)
 
 
-async def test_an_event_is_kept_for_its_time_and_a_miss_is_told_again_after_the_next(
-    redis_url: str, redis_prefix: str
-) -> None:
+async def test_an_event_is_kept_for_its_time(redis_url: str, redis_prefix: str) -> None:
     broker = RedisBroker(redis_url, redis_prefix, "n", 1.0, cache_ttl_s=0.05)
-    bench = Bench(broker, RedisCache(broker, redis_prefix))
+    bench = Bench(broker, RedisCache(broker, redis_prefix, NoWebhooks()))
     await bench.start()
-    assert await bench.cache.last("1", CHANNEL) is None
     await bench.publish("x")
     async with redis.asyncio.Redis.from_url(redis_url) as admin:
         key = f"{redis_prefix}:1:last:{CHANNEL}"
@@ -144,7 +131,6 @@ async def test_an_event_is_kept_for_its_time_and_a_miss_is_told_again_after_the_
 
     assert await bench.cache.last("1", CHANNEL) is None
     assert await bench.cache.cached("1", CHANNEL) is None
-    assert bench.missed == [f"1 {CHANNEL}"] * 2
     await broker.stop()
 
 
@@ -152,7 +138,7 @@ async def test_after_scripts_were_flushed_the_next_publication_but_one_is_kept_a
     redis_url: str, redis_prefix: str
 ) -> None:
     broker = RedisBroker(redis_url, redis_prefix, "n", 1.0)
-    bench = Bench(broker, RedisCache(broker, redis_prefix))
+    bench = Bench(broker, RedisCache(broker, redis_prefix, NoWebhooks()))
     await bench.start()
     async with redis.asyncio.Redis.from_url(redis_url) as admin:
         await admin.script_flush()

@@ -31,6 +31,7 @@ from gateway.settings import Settings
 from gateway.socket import GatewayProtocol
 from gateway.telemetry import Telemetry
 from gateway.users import online_announcements
+from gateway.webhooks import NoWebhooks
 from persistence.clock import Clock
 from statemachine.goal import Role
 
@@ -197,7 +198,7 @@ def redis_shared(
     return Shared(
         RedisOccupancy(commands, prefix, lease, "occupancy", announce, throttle_s),
         RedisOccupancy(commands, prefix, lease, "online", online_announcements),
-        RedisCache(broker, prefix),
+        RedisCache(broker, prefix, NoWebhooks()),
         RedisOccupancy(commands, prefix, lease, "connections"),
     )
 
