@@ -2,7 +2,8 @@
 
 - **Joined.** What arrives for a quiet channel goes out in the loop's next turn, so publications
   that were read together leave together. While the channel is busy the next ones wait for a
-  shared tick (`join_wait_ms`), so that one write carries them all.
+  shared tick (`join_wait_ms`), so that one write carries them all. A channel whose publications
+  come in bursts is treated as busy from a burst's first one on, until a wait was in vain.
 - **Slices.** After `slice_size` sockets the loop gets a turn; a channel with 10,000 sockets does
   not stop anyone else. The channel's next batch waits until the slices of this one are done, so
   every socket keeps the channel's order.
@@ -71,9 +72,12 @@ class FanOut:
         batch = channel.batch
         if batch is None:
             batch = channel.batch = []
-            if not self._fresh:
-                self._loop.call_soon(self._flush_fresh)
-            self._fresh.append(channel)
+            if channel.bursty:
+                self._wait(channel)
+            else:
+                if not self._fresh:
+                    self._loop.call_soon(self._flush_fresh)
+                self._fresh.append(channel)
         if except_socket_id is not None:
             channel.excepts.append((len(batch), except_socket_id))
         batch.append(frame(body))
@@ -82,7 +86,11 @@ class FanOut:
         fresh, self._fresh = self._fresh, []
         for channel in fresh:
             self._write(channel)
-        self._busy += fresh
+            self._wait(channel)
+
+    def _wait(self, channel: Channel) -> None:
+        """Lets the next tick write what the channel got by then."""
+        self._busy.append(channel)
         if not self._ticking:
             self._ticking = True
             self._loop.call_later(self._join_wait_s, self._tick)
@@ -94,6 +102,8 @@ class FanOut:
             if channel.slicing:
                 still_busy.append(channel)
             elif channel.batch:
+                # Whether waiting was worth it; if so, the next burst's first one waits too.
+                channel.bursty = len(channel.batch) > 1
                 self._write(channel)
                 still_busy.append(channel)
             else:

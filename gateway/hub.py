@@ -60,11 +60,22 @@ class Channel:
         gates: Connections whose pushes wait until their subscription stands.
         heard: The broker has confirmed that this node gets the channel's publications.
         batch: Frames that wait to be joined, None when the channel is quiet (fan-out).
+        bursty: The last publications that waited for each other were more than one (fan-out).
         excepts: (index in `batch`, socket id that must not get that frame) (fan-out).
         slicing: A write to this channel is under way in slices (fan-out).
     """
 
-    __slots__ = ("app_id", "batch", "excepts", "gates", "heard", "live", "name", "slicing")
+    __slots__ = (
+        "app_id",
+        "batch",
+        "bursty",
+        "excepts",
+        "gates",
+        "heard",
+        "live",
+        "name",
+        "slicing",
+    )
 
     def __init__(self, app_id: str, name: str) -> None:
         self.app_id = app_id
@@ -73,6 +84,7 @@ class Channel:
         self.gates: dict[Connection, Gate] = {}
         self.heard = False
         self.batch: list[bytes] | None = None
+        self.bursty = False
         self.excepts: list[tuple[int, str]] = []
         self.slicing = False
 

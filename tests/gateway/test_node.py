@@ -106,6 +106,38 @@ async def test_the_first_publication_goes_out_at_once_and_the_next_ones_join() -
     assert field.sockets[0].writes == [frames_of(b"1"), frames_of(b"2", b"3")]
 
 
+async def test_after_a_burst_the_first_of_the_next_one_waits_for_the_others() -> None:
+    field = Field(1, join_wait_ms=20)
+    for body in (b"1", b"2", b"3"):
+        field.push(body)
+        await asyncio.sleep(0)
+    await field.quiet()
+
+    for body in (b"4", b"5"):
+        field.push(body)
+        await asyncio.sleep(0)
+    await field.quiet()
+
+    first, *rest = field.sockets[0].writes
+    assert (first, rest) == (frames_of(b"1"), [frames_of(b"2", b"3"), frames_of(b"4", b"5")])
+
+
+async def test_a_channel_whose_waiting_brought_nothing_is_served_at_once_again() -> None:
+    field = Field(1, join_wait_ms=20)
+    for body in (b"1", b"2", b"3"):
+        field.push(body)
+        await asyncio.sleep(0)
+    await field.quiet()
+    # Waits, in vain.
+    field.push(b"4")
+    await field.quiet()
+
+    field.push(b"5")
+    await asyncio.sleep(0)
+
+    assert field.sockets[0].writes[-2:] == [frames_of(b"4"), frames_of(b"5")]
+
+
 async def test_slices_give_the_loop_its_turn_and_every_socket_keeps_the_order() -> None:
     field = Field(10, fanout_slice=3, join_wait_ms=0)
     field.push(b"1")

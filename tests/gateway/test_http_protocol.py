@@ -1,0 +1,324 @@
+"""The straight way of a plain publication, which may differ from the other in speed alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import secrets
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlencode
+
+import pytest
+import pytest_asyncio
+
+from gateway.apps import App, Apps
+from gateway.auth import hmac_hex
+from gateway.node import Node
+from gateway.pusher_api import PusherApi
+from gateway.server import running_gateway
+from persistence.embedded_redis import RedisServer
+from tests.gateway.member import PATIENCE_S, Member
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.types import Receive, Scope, Send
+
+    from gateway.server import RunningGateway
+    from gateway.settings import Settings
+    from persistence.embedded_process import ServerGuard
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+APP = App(id="1", key="app-key", secret="app-s3cret")
+
+
+@pytest.fixture(scope="module")
+def apps() -> Apps:
+    return Apps([APP])
+
+
+@pytest.fixture
+def ordinary_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths of the calls that went the ordinary way."""
+    paths = []
+    answer = PusherApi.__call__
+
+    async def counted(self: PusherApi, scope: Scope, receive: Receive, send: Send) -> None:
+        paths.append(scope["path"])
+        await answer(self, scope, receive, send)
+
+    monkeypatch.setattr(PusherApi, "__call__", counted)
+    return paths
+
+
+class Caller:
+    """One keep-alive connection that sends bytes as they are."""
+
+    def __init__(self, gateway: RunningGateway) -> None:
+        self._gateway = gateway
+
+    async def __aenter__(self) -> Self:
+        self.reader, self.writer = await asyncio.open_connection(
+            self._gateway.host, self._gateway.port
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self.writer.wait_closed()
+
+    def call(
+        self,
+        channel: str,
+        data: str = "hello",
+        *,
+        head: str = "",
+        body: bytes | None = None,
+        chunked: bool = False,
+        version: str = "1.1",
+    ) -> bytes:
+        """A signed call of `POST /apps/1/events`."""
+        event = {"name": "greeting", "channel": channel, "data": data}
+        body = json.dumps(event).encode() if body is None else body
+        query = {
+            "auth_key": APP.key,
+            "auth_timestamp": str(int(self._gateway.parts.clock.now().timestamp())),
+            "auth_version": "1.0",
+            "body_md5": hashlib.md5(body).hexdigest(),
+        }
+        path = f"/apps/{APP.id}/events"
+        text = "&".join(f"{key}={query[key]}" for key in sorted(query))
+        query["auth_signature"] = hmac_hex(APP.secret, f"POST\n{path}\n{text}".encode())
+        if chunked:
+            head += "Transfer-Encoding: chunked\r\n"
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        else:
+            head += f"Content-Length: {len(body)}\r\n"
+        first = f"POST {path}?{urlencode(query)} HTTP/{version}\r\nHost: x\r\n{head}\r\n"
+        return first.encode() + body
+
+    async def answer(self) -> tuple[int, bytes, bytes]:
+        """Status, head and body of the next answer."""
+        async with asyncio.timeout(PATIENCE_S):
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            length = next(
+                int(line.partition(b":")[2])
+                for line in head.split(b"\r\n")
+                if line.startswith(b"content-length")
+            )
+            return int(head.split(b" ")[1]), head, await self.reader.readexactly(length)
+
+    async def ended(self) -> bool:
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.reader.read() == b""
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def caller(gateway: RunningGateway) -> AsyncIterator[Caller]:
+    async with Caller(gateway) as caller:
+        yield caller
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def listener(gateway: RunningGateway) -> AsyncIterator[Member]:
+    async with Member.connected(gateway, APP) as member:
+        yield member
+
+
+@pytest.fixture
+def channel() -> str:
+    return f"news-{secrets.token_hex(4)}"
+
+
+async def test_a_plain_call_never_meets_the_asgi_application(
+    caller: Caller, listener: Member, channel: str, ordinary_calls: list[str]
+) -> None:
+    await listener.subscribe(channel)
+
+    caller.writer.write(caller.call(channel))
+
+    assert (await caller.answer())[::2] == (200, b"{}")
+    assert (await listener.next())["data"] == "hello"
+    assert not ordinary_calls
+
+
+async def test_both_ways_write_the_same_answer(caller: Caller, channel: str) -> None:
+    caller.writer.write(caller.call(channel))
+    plain = await caller.answer()
+    caller.writer.write(caller.call(channel, chunked=True))
+
+    assert await caller.answer() == plain
+
+
+async def test_calls_sent_at_once_are_answered_and_delivered_in_their_order(
+    caller: Caller, listener: Member, channel: str
+) -> None:
+    await listener.subscribe(channel)
+
+    # Every third goes the ordinary way, every fifth is refused.
+    calls = [
+        caller.call(channel, str(number), chunked=number % 3 == 0)
+        if number % 5
+        else caller.call(channel, body=b"no event")
+        for number in range(60)
+    ]
+    caller.writer.write(b"".join(calls))
+
+    statuses = [(await caller.answer())[0] for _ in calls]
+    assert statuses == [200 if number % 5 else 400 for number in range(60)]
+    received = [(await listener.next())["data"] for _ in range(48)]
+    assert received == [str(number) for number in range(60) if number % 5]
+
+
+async def test_a_call_may_come_byte_by_byte(
+    caller: Caller, listener: Member, channel: str, ordinary_calls: list[str]
+) -> None:
+    await listener.subscribe(channel)
+
+    for byte in caller.call(channel):
+        caller.writer.write(bytes((byte,)))
+        await asyncio.sleep(0)
+
+    assert (await caller.answer())[0] == 200
+    assert (await listener.next())["data"] == "hello"
+    assert not ordinary_calls
+
+
+@pytest.mark.parametrize(
+    ("what", "status"),
+    [
+        ({"head": "Idempotency-Key: k\r\n"}, 200),
+        ({"head": "Expect: 100-continue\r\n"}, 200),
+        ({"chunked": True}, 200),
+        ({"body": b'{"name":"e","data":"","channel":"c","info":"subscription_count"}'}, 200),
+        ({"body": b'{"name":"e","data":"","channel":"no such name!"}'}, 400),
+        ({"body": b'{"name":"pusher:e","data":"","channel":"c"}'}, 400),
+        ({"body": b'{"name":"e","data":"%b","channel":"c"}' % (b"x" * 20_000)}, 413),
+        ({"body": b"\xff"}, 400),
+        ({"body": b"x" * 500_000}, 413),
+    ],
+)
+async def test_what_is_not_plain_goes_the_ordinary_way(
+    caller: Caller, ordinary_calls: list[str], what: dict[str, Any], status: int
+) -> None:
+    caller.writer.write(caller.call("c", **what))
+
+    if "Expect" in what.get("head", ""):
+        assert await caller.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert (await caller.answer())[0] == status
+    assert len(ordinary_calls) == 1
+
+
+async def test_a_forged_call_is_refused_and_publishes_nothing(
+    caller: Caller, listener: Member, channel: str
+) -> None:
+    await listener.subscribe(channel)
+
+    forged = caller.call(channel, "forged").replace(b"auth_signature=", b"auth_signature=0")
+    caller.writer.write(forged + caller.call(channel, "real"))
+
+    assert (await caller.answer())[0] == 401
+    assert (await caller.answer())[0] == 200
+    assert (await listener.next())["data"] == "real"
+
+
+async def test_a_connection_that_wants_to_end_does(caller: Caller, channel: str) -> None:
+    caller.writer.write(caller.call(channel, head="Connection: close\r\n"))
+
+    status, head, _ = await caller.answer()
+    assert status == 200
+    assert b"connection: close" in head
+    assert await caller.ended()
+
+
+async def test_a_caller_that_leaves_before_the_answer_has_still_published(
+    gateway: RunningGateway, listener: Member, channel: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await listener.subscribe(channel)
+
+    async with Caller(gateway) as hasty:
+        hasty.writer.write(hasty.call(channel))
+        hasty.writer.transport.abort()
+
+    async with Caller(gateway) as caller:
+        caller.writer.write(caller.call(channel, "next"))
+        assert (await caller.answer())[0] == 200
+    received = (await listener.next())["data"]
+    assert received in {"hello", "next"}
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def own_redis(server_guard: ServerGuard) -> AsyncIterator[RedisServer]:
+    """A Redis that the test may freeze."""
+    server = RedisServer(server_guard, name=f"redis-{secrets.token_hex(3)}").start()
+    yield server
+    server.process.stop()
+
+
+async def test_a_publication_that_redis_never_answers_is_refused_in_time_and_counted(
+    settings: Settings, apps: Apps, own_redis: RedisServer
+) -> None:
+    changed = {"redis_url": own_redis.url, "redis_timeout_s": 0.3, "drain_s": 0}
+    async with (
+        running_gateway(settings.model_copy(update=changed), apps) as gateway,
+        Caller(gateway) as caller,
+    ):
+        caller.writer.write(caller.call("c"))
+        assert (await caller.answer())[0] == 200
+        own_redis.process.pause()
+        try:
+            caller.writer.write(caller.call("c") * 3)
+            refused = [await caller.answer() for _ in range(3)]
+        finally:
+            own_redis.process.resume()
+        metrics = gateway.parts.telemetry.exposition().decode()
+
+    assert [status for status, _, _ in refused] == [503] * 3
+    assert all(b"retry-after: 1" in head for _, head, _ in refused)
+    assert 'duet_api_calls_total{status="200"} 1.0' in metrics
+    assert 'duet_api_calls_total{status="503"} 3.0' in metrics
+    assert "duet_publications_sent_total 1.0" in metrics
+
+
+async def test_a_stopping_gateway_answers_what_is_under_way_and_closes(
+    settings: Settings, apps: Apps, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping = asyncio.Event()
+    begin_drain = Node.begin_drain
+
+    def noticed(self: Node) -> None:
+        begin_drain(self)
+        stopping.set()
+
+    monkeypatch.setattr(Node, "begin_drain", noticed)
+    changed = {"redis_url": own_redis.url, "redis_timeout_s": 30, "drain_s": 0}
+    async with contextlib.AsyncExitStack() as stack, asyncio.timeout(PATIENCE_S):
+        gateway = await stack.enter_async_context(
+            running_gateway(settings.model_copy(update=changed), apps)
+        )
+        async with Caller(gateway) as caller:
+            caller.writer.write(caller.call("c"))
+            assert (await caller.answer())[0] == 200
+            own_redis.process.pause()
+            try:
+                caller.writer.write(caller.call("c"))
+                # Answered behind the other one on purpose: it has been read when this has.
+                async with Caller(gateway) as other:
+                    other.writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                    await other.answer()
+                stopped = asyncio.create_task(stack.aclose())
+                await stopping.wait()
+            finally:
+                own_redis.process.resume()
+
+            status, head, _ = await caller.answer()
+            assert await caller.ended()
+            await stopped
+
+    assert status == 200
+    assert b"connection: close" in head
