@@ -56,6 +56,14 @@ _Against = Annotated[
     typer.Option(help="A server to measure in turn with Duet, in the same run; repeatable."),
 ]
 
+_EventBytes = Annotated[
+    int, typer.Option(min=64, max=60_000, help="Length of an event as a subscriber gets it.")
+]
+_Processes = Annotated[
+    int | None,
+    typer.Option(min=1, max=64, help="Processes that count; default: cores - 1, at most 4."),
+]
+
 Shape = Callable[["GatewayTarget", "Stage"], Coroutine[Any, Any, "Report"]]
 
 
@@ -67,13 +75,8 @@ def fanout(
     burst: Annotated[
         list[int], typer.Option(min=1, max=1024, help="Publications outstanding; repeatable.")
     ] = [1, 8, 64],  # noqa: B006 - typer copies it
-    event_bytes: Annotated[
-        int, typer.Option(min=64, max=60_000, help="Length of an event as a subscriber gets it.")
-    ] = 300,
-    processes: Annotated[
-        int | None,
-        typer.Option(min=1, max=64, help="Processes that count; default: cores - 1, at most 4."),
-    ] = None,
+    event_bytes: _EventBytes = 300,
+    processes: _Processes = None,
     against: _Against = [],  # noqa: B006 - typer copies it
     repeats: _Repeats = 5,
     seconds: _Seconds = 1.0,
@@ -91,12 +94,63 @@ def fanout(
         sockets=sockets,
         bursts=tuple(sorted(set(burst))),
         event_bytes=event_bytes,
-        processes=min(processes or max(1, min(4, (os.cpu_count() or 2) - 1)), sockets),
+        processes=_processes(processes, sockets),
     )
     _run(
         lambda target, stage: shape.run(target, stage, options),
         Plan(repeats=repeats, seconds=seconds, warmup_s=warmup),
         sockets=sockets,
+        against=against,
+        json_file=json_file,
+        plot_file=plot_file,
+        mongodb_url=mongodb_url,
+        redis_url=redis_url,
+    )
+
+
+@app.command()
+def rooms(
+    channels: Annotated[
+        int, typer.Option(min=1, max=20_000, help="Channels; as many again with a single socket.")
+    ] = 1000,
+    sockets: Annotated[int, typer.Option(min=2, max=1000, help="Sockets on each channel.")] = 10,
+    rate: Annotated[
+        float, typer.Option(min=0.01, max=1000, help="Publications a second to each channel.")
+    ] = 1,
+    in_flight: Annotated[
+        int, typer.Option(min=1, max=1024, help="Unanswered HTTP calls when run flat out.")
+    ] = 64,
+    batch: Annotated[
+        int, typer.Option(min=1, max=10, help="Publications in an HTTP call; 1 against peers.")
+    ] = 1,
+    event_bytes: _EventBytes = 300,
+    processes: _Processes = None,
+    against: _Against = [],  # noqa: B006 - typer copies it
+    repeats: _Repeats = 5,
+    seconds: _Seconds = 3.0,
+    warmup: _Warmup = 1.0,
+    json_file: _Json = None,
+    plot_file: _Plot = None,
+    mongodb_url: _MongoDB = None,
+    redis_url: _Redis = None,
+) -> None:
+    """Many channels with few sockets: what a publication costs, and apart from it a delivery."""
+    from gateway.bench import rooms as shape
+    from gateway.bench.stage import Plan
+
+    options = shape.RoomsOptions(
+        channels=channels,
+        sockets=sockets,
+        rate=rate,
+        in_flight=in_flight,
+        batch=batch,
+        event_bytes=event_bytes,
+        processes=_processes(processes, channels),
+    )
+    _run(
+        lambda target, stage: shape.run(target, stage, options),
+        Plan(repeats=repeats, seconds=seconds, warmup_s=warmup),
+        sockets=(sockets + 1) * channels,
         against=against,
         json_file=json_file,
         plot_file=plot_file,
@@ -180,6 +234,11 @@ def chaos(
         raise SystemExit(1) from None
     if not kept:
         raise SystemExit(1)
+
+
+def _processes(wanted: int | None, sockets: int) -> int:
+    """Processes of the generator: one core is the server's."""
+    return min(wanted or max(1, min(4, (os.cpu_count() or 2) - 1)), sockets)
 
 
 def _run(

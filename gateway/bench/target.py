@@ -11,6 +11,7 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlencode
 
@@ -29,7 +30,7 @@ from persistence.clock import Clock
 from persistence.embedded_process import LOOPBACK, ServerGuard, ServerProcess, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
 _APP_ID: Final = "1"
 _APP_KEY: Final = "bench-key"
@@ -109,9 +110,11 @@ class GatewayTarget:
         database: str,
         redis_url: str,
         redis_pid: int | None = None,
+        settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.port = 0
         self._redis_pid = redis_pid
+        self._settings = _SETTINGS | dict(settings)
         self._database = database
         self._redis_prefix = f"duet-bench-{secrets.token_hex(4)}"
         self._mongodb_url = mongodb_url
@@ -129,12 +132,12 @@ class GatewayTarget:
             BenchError: It ends, or is not ready in time.
             EmbeddedError: It can't be run.
         """
-        self.port = free_port()
+        self.port = self.port or free_port()
         apps_file = self._guard.directory / "apps.toml"
         apps_file.write_text(
             f'[[apps]]\nid = "{_APP_ID}"\nkey = "{_APP_KEY}"\nsecret = "{self._app_secret}"\n'
         )
-        variables = _SETTINGS | {
+        variables = self._settings | {
             "DUET_HOST": self.host,
             "DUET_PORT": str(self.port),
             "DUET_MONGODB_URL": self._mongodb_url,
@@ -156,6 +159,16 @@ class GatewayTarget:
     def stop(self) -> None:
         """Ends the process, by force when it takes too long."""
         self._process.stop()
+
+    def restart(self) -> None:
+        """Stops the process as a deployment does, and starts it anew at the same port.
+
+        Raises:
+            BenchError: It did not start.
+            EmbeddedError: It can't be run.
+        """
+        self.stop()
+        self.start()
 
     def last_words(self) -> str:
         """The last line of the process's log."""
@@ -188,6 +201,11 @@ class GatewayTarget:
         """The client's frame that subscribes to a channel that needs no signature."""
         return client_message("pusher:subscribe", {"channel": channel})
 
+    @property
+    def app_secret(self) -> str:
+        """What channel subscriptions are signed with."""
+        return self._app_secret
+
     def signed_frame(self, channel: str) -> bytes:
         """The client's frame that subscribes to a private channel, but for the signature."""
         auth = f"{_APP_KEY}:{SIGNATURE_PLACE.decode()}"
@@ -195,8 +213,16 @@ class GatewayTarget:
 
     def publish_request(self, channel: str, event: str, data: str) -> bytes:
         """The signed call of the Pusher HTTP API (PROTOCOL 2.1)."""
-        body = msgspec.json.encode({"name": event, "channels": [channel], "data": data})
-        path = f"/apps/{_APP_ID}/events"
+        return self._signed_call("events", {"name": event, "channels": [channel], "data": data})
+
+    def batch_request(self, channels: Sequence[str], event: str, data: str) -> bytes:
+        """The signed call that publishes one event to each of at most ten channels."""
+        batch = [{"name": event, "channel": channel, "data": data} for channel in channels]
+        return self._signed_call("batch_events", {"batch": batch})
+
+    def _signed_call(self, name: str, content: dict[str, Any]) -> bytes:
+        body = msgspec.json.encode(content)
+        path = f"/apps/{_APP_ID}/{name}"
         query = {
             "auth_key": _APP_KEY,
             "auth_timestamp": str(int(self._clock.now().timestamp())),
@@ -237,7 +263,11 @@ def import_path() -> str:
 
 @contextlib.contextmanager
 def running_gateway_process(
-    mongodb_url: str, database: str, redis_url: str, redis_pid: int | None = None
+    mongodb_url: str,
+    database: str,
+    redis_url: str,
+    redis_pid: int | None = None,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[GatewayTarget]:
     """A gateway process that ends with the block, and with this process however that ends.
 
@@ -246,7 +276,7 @@ def running_gateway_process(
         EmbeddedError: It can't be run.
     """
     with ServerGuard() as guard:
-        target = GatewayTarget(guard, mongodb_url, database, redis_url, redis_pid)
+        target = GatewayTarget(guard, mongodb_url, database, redis_url, redis_pid, settings)
         try:
             target.start()
             yield target

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import resource
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from typer.testing import CliRunner
@@ -20,6 +20,7 @@ from gateway.bench.usage import allow_files, usage_of
 from gateway.bench.wire import FrameReader, client_frame
 from gateway.cli import app as duet
 from gateway.frames import frame
+from tests.gateway.bench.runs import medians, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,28 +28,6 @@ if TYPE_CHECKING:
     from websockets.extensions import Extension
 
 UPGRADED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n"
-
-
-def run(shape: str, *arguments: str, report: Path, stores: tuple[str, str]) -> dict[str, Any]:
-    mongodb_url, redis_url = stores
-    result = CliRunner().invoke(
-        app,
-        [
-            shape,
-            *(*arguments, "--repeats", "1", "--warmup", "0", "--json", str(report)),
-            *("--mongodb-url", mongodb_url, "--redis-url", redis_url),
-        ],
-        catch_exceptions=False,
-    )
-    assert result.exit_code == 0, result.output
-    assert "delivered: 100.0000% of what was expected" in result.output
-    found: dict[str, Any] = json.loads(report.read_bytes())
-    return found
-
-
-def medians(report: dict[str, Any], row_name: str) -> dict[str, float]:
-    row = next(row for row in report["rows"] if row["name"] == row_name)
-    return {measure["name"]: measure["median"] for measure in row["measures"]}
 
 
 @pytest.fixture
