@@ -6,7 +6,7 @@ bytes, so tasks need not be told.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 import structlog
 
@@ -19,6 +19,7 @@ from gateway.protocol import reply_frame
 from gateway.webhooks import client_event
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Sequence
 
     from gateway.connections import NodeConnection
@@ -51,7 +52,7 @@ def perform(connection: NodeConnection, effects: Sequence[Effect]) -> None:
             case Unsubscribe():
                 node.subscribing.end(connection, effect.channel)
             case Relay():
-                node.spawn(_relay(connection, effect), "relay", channel=effect.channel)
+                _relay(connection, effect)
             case Execute():
                 node.spawn(_execute(connection, effect), "command", channel=effect.channel)
             case _:
@@ -74,19 +75,38 @@ async def _subscribe(connection: NodeConnection, effect: Subscribe) -> None:
             connection.resume_reading()
 
 
-async def _relay(connection: NodeConnection, effect: Relay) -> None:
+def _relay(connection: NodeConnection, effect: Relay) -> None:
     """Publishes a client event, or tells its sender that it could not."""
     pusher, node = connection.pusher, connection.node
     publication = Publication(
         pusher.app.id, effect.channel, effect.body, pusher.socket_id, by_client=True
     )
     hook = node.webhooks.hook(pusher.app.id, "client_event")
+    if hook:
+        telling = _relay_told(connection, publication, hook)
+        node.spawn(telling, "relay", channel=effect.channel)
+        return
     try:
-        if hook:
-            told = client_event(effect.body, pusher.socket_id)
-            await node.publish_told(publication, hook, told)
+        accepted = node.send([publication])
+    except BrokerUnavailable:
+        connection.write(_NOT_DELIVERED)
+        return
+
+    def relayed(accepted: asyncio.Future[Any]) -> None:
+        # Instead of a task that would wait for nothing else.
+        if accepted.cancelled() or accepted.exception() is not None:
+            connection.write(_NOT_DELIVERED)
         else:
-            await node.publish([publication])
+            node.telemetry.publications_sent.inc()
+
+    accepted.add_done_callback(relayed)
+
+
+async def _relay_told(connection: NodeConnection, publication: Publication, hook: bytes) -> None:
+    """Publishes a client event of which a webhook is told."""
+    told = client_event(publication.body, connection.pusher.socket_id)
+    try:
+        await connection.node.publish_told(publication, hook, told)
     except BrokerUnavailable:
         connection.write(_NOT_DELIVERED)
 
