@@ -56,8 +56,8 @@ class App(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         tls_only: Connections without TLS are closed (4000); pusher-js comes back with it.
         authorized_only: Sockets that neither sign in nor join a private channel within
             `authorization_timeout_s` are closed (4009).
-        api_rate_per_s: Calls of the Pusher HTTP API that each process answers in a second; more
-            get 429. 0 is no limit.
+        api_rate_per_s: Calls of the Pusher HTTP API that all nodes together answer in a second;
+            more get 429. 0 is no limit.
         origins: Allowed hosts of an `Origin` header, `*.` covering subdomains; empty allows any.
     """
 

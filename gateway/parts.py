@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gateway.goal_commands import GoalCommands
     from gateway.node import Node
     from gateway.redis_once import PublishOnce
+    from gateway.redis_rates import ApiRates
     from gateway.settings import Settings
     from gateway.telemetry import Telemetry
     from gateway.token_keys import FixedAuthorizer, JwksAuthorizer
@@ -33,6 +34,7 @@ class Parts:
     commands: GoalCommands
     node: Node
     once: PublishOnce
+    rates: ApiRates
 
 
 def parts_of(scope: MutableMapping[str, Any]) -> Parts:

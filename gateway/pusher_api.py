@@ -22,7 +22,6 @@ from gateway.api_events import plain_event, publish, publish_batch, publish_to_c
 from gateway.api_users import terminate_connections
 from gateway.parts import parts_of
 from gateway.problem import BodyTooLargeError, DisconnectedError, read_body
-from gateway.rates import Rate
 from gateway.signing import SignedQuery, signed_paths
 
 if TYPE_CHECKING:
@@ -80,8 +79,6 @@ class PusherApi:
         # pusher-http-python terminates a user's connections without saying of which app.
         self._users = f"{path_prefix}/users/"
         self.roots = (self._apps, self._users)
-        # App id -> its calls of this process, for apps that have a limit.
-        self._rates: dict[str, Rate] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one call, always with a content length."""
@@ -148,7 +145,7 @@ class PusherApi:
             return refused(404, "the app that signed this call has another id")
         if not app.enabled:
             return refused(403, "this app is disabled")
-        if app.api_rate_per_s and not self._is_within_rate(app, parts.node.now(), headers):
+        if app.api_rate_per_s and not _is_within_rate(app, parts, headers):
             return refused(429, f"this app may make {app.api_rate_per_s} calls a second")
         return None
 
@@ -172,18 +169,15 @@ class PusherApi:
             return None, ()
         return _ROUTES.get("/".join([kind, "*", *rest])), (unquote(name),)
 
-    def _is_within_rate(self, app: App, now_s: float, headers: _Headers) -> bool:
-        """Counts a call of an app that has a limit, and tells the caller where it stands."""
-        limit = app.api_rate_per_s
-        rate = self._rates.get(app.id)
-        if rate is None:
-            rate = self._rates[app.id] = Rate(limit, now_s)
-        allowed = rate.allow(limit, now_s)
-        headers += [
-            (b"x-ratelimit-limit", str(limit).encode()),
-            (b"x-ratelimit-remaining", str(rate.left).encode()),
-        ]
-        return allowed
+
+def _is_within_rate(app: App, parts: Parts, headers: _Headers) -> bool:
+    """Counts a call of an app that has a limit, and tells the caller where it stands."""
+    allowed, left = parts.rates.allow(app, parts.node.now())
+    headers += [
+        (b"x-ratelimit-limit", str(app.api_rate_per_s).encode()),
+        (b"x-ratelimit-remaining", str(left).encode()),
+    ]
+    return allowed
 
 
 def _idempotency_key(scope: Scope) -> str | None:

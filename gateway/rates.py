@@ -22,7 +22,11 @@ class Rate:
         self._left = left - 1.0
         return True
 
+    def take(self, count: int) -> None:
+        """Takes what was allowed elsewhere; what is not there is owed, and `allow` waits for it."""
+        self._left -= count
+
     @property
     def left(self) -> int:
         """How many would be allowed right after the last call of `allow`."""
-        return int(self._left)
+        return max(0, int(self._left))

@@ -25,6 +25,7 @@ from gateway.redis_occupancy import RedisOccupancy
 from gateway.redis_once import PublishOnce
 from gateway.redis_passes import PassCache
 from gateway.redis_presence import RedisPresence
+from gateway.redis_rates import ApiRates
 from gateway.redis_webhooks import HookTiming, RedisWebhooks
 from gateway.settings import SettingsError
 from gateway.telemetry import Telemetry
@@ -193,6 +194,8 @@ async def open_parts(
     node.webhooks = redis.webhooks
     await node.start()
     stack.push_async_callback(node.stop, settings.drain_s)
+    redis.rates.start()
+    stack.push_async_callback(redis.rates.stop)
     sender = WebhookSender(
         redis.webhooks, clock, telemetry, settings.webhook_timeout_s, settings.poll_interval_s
     )
@@ -207,7 +210,18 @@ async def open_parts(
         "escrow calls",
     )
     publisher.started()
-    return Parts(settings, apps, clock, telemetry, authorizer, store, commands, node, redis.once)
+    return Parts(
+        settings,
+        apps,
+        clock,
+        telemetry,
+        authorizer,
+        store,
+        commands,
+        node,
+        redis.once,
+        redis.rates,
+    )
 
 
 def _escrow_client(settings: Settings, clock: Clock, telemetry: Telemetry) -> EscrowClient | None:
@@ -265,6 +279,7 @@ class _RedisParts(NamedTuple):
     cache: RedisCache
     passes: PassCache
     once: PublishOnce
+    rates: ApiRates
     webhooks: RedisWebhooks
 
 
@@ -299,6 +314,7 @@ def _redis_parts(settings: Settings, apps: Apps) -> _RedisParts:
         cache=RedisCache(broker, prefix, hooks),
         passes=PassCache(client, prefix, _VIEW_TTL_S),
         once=PublishOnce(broker, prefix),
+        rates=ApiRates(broker.commands, prefix),
         webhooks=hooks,
     )
 
