@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PROGRESS_STEP: Final = 50
+# What the last pings are given to be answered.
+_PONGS_WITHIN_S: Final = 2.0
 _PIPE_BYTES: Final = 1_048_576
 _BUFFER_BYTES: Final = 1_048_576
 # Of a TCP socket: the bytes are counted and dropped without being copied (Linux, tcp(7)).
@@ -167,6 +169,7 @@ class Audience:
         self._wakings: deque[int] = deque()
         self._every_s = 0.0
         self._due_s = 0.0
+        self._pongs_by_s = 0.0
         self._pings = self._pongs = self._lost = 0
 
     def run(self) -> None:
@@ -250,8 +253,8 @@ class Audience:
                 self._keep(every_s)
                 tell(Counting(time.process_time()))
             case Kept():
-                self._every_s = 0.0
-                tell(Awake(time.process_time(), self._pings, self._pongs, self._lost))
+                self._wakings.clear()
+                self._pongs_by_s = time.monotonic() + _PONGS_WITHIN_S
 
     def _admit(self, newcomer: socket.socket) -> None:
         fd = newcomer.fileno()
@@ -303,14 +306,24 @@ class Audience:
         until_s = None if self._door is None else self._door.let_in()
         if self._door is not None:
             self._look_at_door()
-        if not self._every_s or not self._wakings:
+        if not self._every_s:
             return until_s
         now_s = time.monotonic()
+        if not self._wakings:
+            return self._until_answered(now_s)
         while self._due_s <= now_s:
             self._ping(self._wakings[0])
             self._wakings.rotate(-1)
             self._due_s += self._every_s / len(self._wakings)
         return min(self._due_s - now_s, self._every_s if until_s is None else until_s)
+
+    def _until_answered(self, now_s: float) -> float | None:
+        left_s = self._pongs_by_s - now_s
+        if self._pongs < self._pings and left_s > 0:
+            return left_s
+        self._every_s = 0.0
+        tell(Awake(time.process_time(), self._pings, self._pongs, self._lost))
+        return None
 
     def _ping(self, fd: int) -> None:
         if self._join is None or fd not in self._takes:

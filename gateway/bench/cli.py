@@ -3,9 +3,10 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -160,6 +161,85 @@ def rooms(
 
 
 @app.command()
+def connect(
+    sockets: Annotated[
+        int, typer.Option(min=1, max=28_000, help="Sockets that come in each round.")
+    ] = 10_000,
+    in_flight: Annotated[
+        int, typer.Option(min=1, max=28_000, help="Sockets on their way at the same time.")
+    ] = 256,
+    processes: _Processes = None,
+    against: _Against = [],  # noqa: B006 - typer copies it
+    repeats: _Repeats = 3,
+    seconds: _Seconds = 1.0,
+    warmup: _Warmup = 0.5,
+    json_file: _Json = None,
+    plot_file: _Plot = None,
+    mongodb_url: _MongoDB = None,
+    redis_url: _Redis = None,
+) -> None:
+    """Connections and subscriptions a second, public and signed; memory of a socket."""
+    from gateway.bench import connect as shape
+    from gateway.bench.stage import Plan
+
+    options = shape.ConnectOptions(
+        sockets=sockets, in_flight=in_flight, processes=_processes(processes, sockets)
+    )
+    _run(
+        lambda target, stage: shape.run(target, stage, options),
+        Plan(repeats=repeats, seconds=seconds, warmup_s=warmup),
+        sockets=sockets,
+        against=against,
+        json_file=json_file,
+        plot_file=plot_file,
+        mongodb_url=mongodb_url,
+        redis_url=redis_url,
+    )
+
+
+@app.command()
+def idle(
+    sockets: Annotated[int, typer.Option(min=2, max=28_000, help="Subscribed sockets.")] = 10_000,
+    per_channel: Annotated[
+        int, typer.Option(min=1, max=28_000, help="Sockets that share a channel.")
+    ] = 10,
+    ping_s: Annotated[
+        float, typer.Option(min=1, max=3600, help="Silence after which a client pings, in seconds.")
+    ] = 120,
+    processes: _Processes = None,
+    against: _Against = [],  # noqa: B006 - typer copies it
+    repeats: _Repeats = 3,
+    seconds: _Seconds = 30.0,
+    warmup: _Warmup = 5.0,
+    json_file: _Json = None,
+    plot_file: _Plot = None,
+    mongodb_url: _MongoDB = None,
+    redis_url: _Redis = None,
+) -> None:
+    """CPU and memory of subscribed sockets to which nothing is published."""
+    from gateway.bench import idle as shape
+    from gateway.bench.stage import Plan
+
+    options = shape.IdleOptions(
+        sockets=sockets,
+        per_channel=per_channel,
+        ping_s=ping_s,
+        processes=_processes(processes, sockets),
+    )
+    _run(
+        lambda target, stage: shape.run(target, stage, options),
+        Plan(repeats=repeats, seconds=seconds, warmup_s=warmup),
+        sockets=sockets,
+        against=against,
+        settings={"DUET_ACTIVITY_TIMEOUT_S": str(ping_s)},
+        json_file=json_file,
+        plot_file=plot_file,
+        mongodb_url=mongodb_url,
+        redis_url=redis_url,
+    )
+
+
+@app.command()
 def agree(
     rate: Annotated[
         float, typer.Option(min=0.1, max=10_000, help="Agrees a second, evenly spread.")
@@ -251,6 +331,7 @@ def _run(
     mongodb_url: str | None,
     redis_url: str | None,
     against: Sequence[Peer] = (),
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Starts everything, runs the shape, shows what it found; exit code 1 on errors and losses."""
     from gateway.bench.show import plot_report, print_report
@@ -260,7 +341,7 @@ def _run(
     fault: BaseException | None = None
     try:
         _check_files(json_file, plot_file)
-        report = _measured(shape, plan, sockets, mongodb_url, redis_url, against)
+        report = _measured(shape, plan, sockets, mongodb_url, redis_url, against, settings)
         print_report(report)
         if json_file is not None:
             json_file.write_bytes(report.json())
@@ -299,6 +380,7 @@ def _measured(
     mongodb_url: str | None,
     redis_url: str | None,
     against: Sequence[Peer],
+    settings: Mapping[str, str],
 ) -> "Report":
     from gateway.bench.loop import run
     from gateway.bench.peers.server import running_peers
@@ -322,7 +404,9 @@ def _measured(
         progress.advance(starting)
         afterwards = stack.enter_context(contextlib.ExitStack())
         target = stack.enter_context(
-            running_gateway_process(servers.mongodb_url, database, servers.redis_url, redis_pid)
+            running_gateway_process(
+                servers.mongodb_url, database, servers.redis_url, redis_pid, settings
+            )
         )
         if servers.mongodb is None:
             # Somebody else's MongoDB is left as it was, once the gateway has ended.

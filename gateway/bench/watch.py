@@ -44,9 +44,9 @@ class Cost:
 
     def figures(self) -> Figures:
         """The figures that every row of every shape has."""
-        figures = [("server CPU %", self.server_cpu_s / self.elapsed_s * 100, 1)]
+        figures = [("server CPU %", self.server_cpu_s / self.elapsed_s * 100, 2)]
         if self.redis_cpu_s is not None:
-            figures.append(("redis CPU %", self.redis_cpu_s / self.elapsed_s * 100, 1))
+            figures.append(("redis CPU %", self.redis_cpu_s / self.elapsed_s * 100, 2))
         return [
             *figures,
             ("generator CPU %", self.generator_share * 100, 0),

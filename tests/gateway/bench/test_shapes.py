@@ -38,3 +38,31 @@ def test_rooms_tells_a_publication_apart_from_its_deliveries(
 
 def test_a_publication_costs_what_is_left_of_it_without_a_delivery() -> None:
     assert apart_us(full_us=130.0, single_us=40.0, sockets=10) == (30.0, 10.0)
+
+
+def test_connect_counts_public_and_signed_subscriptions(
+    tmp_path: Path, stores: tuple[str, str]
+) -> None:
+    load = ["--sockets", "20", "--seconds", "0.05", "--processes", "2"]
+
+    report = run("connect", *load, report=tmp_path / "report", stores=stores)
+
+    rows = ["public", "private, signed", "private, a channel each"]
+    assert [row["name"] for row in report["rows"]] == rows
+    for row in rows:
+        found = medians(report, row)
+        assert found["connects/s"] > 0
+        assert found["server CPU µs/connect"] > 0
+        assert 0 < found["connect p50 ms"] <= found["connect p99 ms"]
+        assert found["repeated attempts"] == 0
+
+
+def test_idle_sockets_ping_and_are_answered(tmp_path: Path, stores: tuple[str, str]) -> None:
+    load = ["--sockets", "20", "--ping-s", "1", "--seconds", "0.5", "--processes", "2"]
+
+    report = run("idle", *load, report=tmp_path / "report", stores=stores)
+
+    found = medians(report, "idle")
+    assert found["pings/s"] == pytest.approx(20, rel=0.3)
+    assert found["sockets lost"] == 0
+    assert found["server CPU %"] > 0
