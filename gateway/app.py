@@ -22,9 +22,11 @@ from gateway.problem import problem
 from gateway.pusher_api import PusherApi
 from gateway.reload import AppsReload
 from gateway.wiring import StartError, open_parts
+from gateway.worker_metrics import WorkerMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from starlette.requests import Request
     from starlette.responses import Response
@@ -58,6 +60,7 @@ class GatewayApp:
         routes: Sequence[BaseRoute] = (),
         *,
         reloads: bool = False,
+        worker: tuple[Path, int] | None = None,
     ) -> None:
         """Built, not yet started.
 
@@ -67,10 +70,13 @@ class GatewayApp:
             clock: As `open_parts`.
             routes: Further HTTP routes, such as the demo page's.
             reloads: Whether SIGHUP makes it read the apps' file again.
+            worker: Of several workers, where they tell each other their metrics, and which
+                this one is.
         """
         self._settings = settings
         self._routes = routes
         self._reloads = reloads
+        self._worker = worker
         self._apps = apps
         self._clock = clock
         self._parts: Parts | None = None
@@ -135,6 +141,9 @@ class GatewayApp:
             if self._reloads:
                 self.apps_reload().on_hangup()
             scope["state"].update(parts=parts, node=parts.node)
+            if self._worker is not None:
+                metrics = WorkerMetrics(*self._worker, parts.telemetry)
+                scope["state"]["metrics"] = await stack.enter_async_context(metrics)
             await send({"type": "lifespan.startup.complete"})
             log.info("gateway_started", node=parts.settings.node_name)
             await receive()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from gateway.parts import Parts
+    from gateway.worker_metrics import WorkerMetrics
 
 
 class Readiness(msgspec.Struct, frozen=True):
@@ -69,6 +70,10 @@ async def readiness(parts: Parts) -> Readiness:
 
 
 async def metrics(request: Request) -> Response:
-    """Every metric, in Prometheus's text format."""
-    body = parts_of(request.scope).telemetry.exposition()
+    """Every metric, in Prometheus's text format; of several workers, those of all."""
+    of_all: WorkerMetrics | None = request.scope["state"].get("metrics")
+    if of_all is not None:
+        body = await of_all.exposition()
+    else:
+        body = parts_of(request.scope).telemetry.exposition()
     return Response(body, headers={"Content-Type": METRICS_CONTENT_TYPE})

@@ -10,24 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
 import signal
 import socket
 from typing import TYPE_CHECKING, Final
 
 import uvicorn
-from uvicorn.supervisors import Multiprocess
 
 from gateway.app import GatewayApp, StartError
 from gateway.arrival import Arrival
-from gateway.preflight import apps_of
-from gateway.settings import load_settings
 from gateway.socket import GatewayProtocol
 from gateway.tasks import Tasks
-from gateway.telemetry import configure_logging
+from gateway.workers import Listeners, Workers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
+    from types import FrameType
 
     from starlette.routing import BaseRoute
 
@@ -107,36 +104,69 @@ class _EmbeddedServer(GatewayServer):
         yield
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, bound before anything else is started.
+class _SoleServer(GatewayServer):
+    """The only gateway of its process."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drains at the first signal, ends at once at the second."""
+        if self.should_exit:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+        super().handle_exit(sig, frame)
+
+
+def bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A socket at this address, which does not listen yet.
+
+    Args:
+        host: An address of this machine.
+        port: 0 takes a free one.
+        shared: Whether other sockets of this user may be bound to the same port.
 
     Raises:
         StartError: The port is taken or not ours to use, or the host is not this machine's.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    one = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        one.bind((host, port))
     except OSError as error:
+        one.close()
         why = {
             errno.EADDRINUSE: "is taken by another program; set DUET_PORT to a free one",
             errno.EACCES: "needs privileges; set DUET_PORT to 1024 or higher",
             errno.EADDRNOTAVAIL: "can't be used; DUET_HOST is no address of this machine",
         }.get(error.errno or 0, f"can't be used: {error.strerror or error}")
         raise StartError(f"port {port} on {host} {why}") from None
-    listener.setblocking(False)
+    one.setblocking(False)
+    return one
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, bound before anything else is started.
+
+    Raises:
+        StartError: As `bound`.
+    """
+    listener = bound(host, port)
+    listener.listen(_BACKLOG)
     return listener
 
 
-def server_config(settings: Settings, app: GatewayApp | str) -> uvicorn.Config:
-    """What uvicorn is told; `app` is an import path when several processes are to run it."""
+def server_config(settings: Settings, app: GatewayApp) -> uvicorn.Config:
+    """What uvicorn is told.
+
+    Raises:
+        StartError: The certificate or its key can't be used.
+    """
     config = uvicorn.Config(
         app,
-        factory=isinstance(app, str),
         ws=GatewayProtocol,
         http=Arrival,
         loop="auto",
         lifespan="on",
-        workers=settings.workers,
         backlog=_BACKLOG,
         access_log=False,
         log_config=None,
@@ -148,11 +178,10 @@ def server_config(settings: Settings, app: GatewayApp | str) -> uvicorn.Config:
         ssl_keyfile=settings.tls_key,
         timeout_keep_alive=75,
     )
-    if not config.factory:
-        try:
-            config.load()
-        except OSError as error:  # ssl.SSLError among them
-            raise StartError(f"DUET_TLS_CERT, DUET_TLS_KEY: {error.strerror or error}") from None
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError among them
+        raise StartError(f"DUET_TLS_CERT, DUET_TLS_KEY: {error.strerror or error}") from None
     return config
 
 
@@ -162,42 +191,29 @@ def serve(settings: Settings, apps: Apps) -> None:
     Raises:
         StartError: It can't be started; the message is for a person.
     """
+    if settings.workers > 1:
+        _serve_with_workers(settings)
+        return
     with contextlib.closing(listen(settings.host, settings.port)) as listener:
-        if settings.workers > 1:
-            # Each process reads the environment again and builds its own parts.
-            listener.set_inheritable(True)
-            config = server_config(settings, "gateway.server:worker_app")
-            _Workers(config, [listener]).run()
-            return
-        _survive_hangup()
+        survive_hangup()
         config = server_config(settings, GatewayApp(settings, apps, reloads=True))
-        server = GatewayServer(config)
+        server = _SoleServer(config)
         server.run([listener])
     if server.fault is not None:
         raise server.fault
 
 
-def worker_app() -> GatewayApp:
-    """The application of one process of several, from its environment."""
-    _survive_hangup()
-    settings = load_settings()
-    configure_logging(settings)
-    return GatewayApp(settings, apps_of(settings), reloads=True)
+def _serve_with_workers(settings: Settings) -> None:
+    def bind(port: int, shared: bool) -> socket.socket:
+        return bound(settings.host, port, shared=shared)
+
+    with contextlib.closing(Listeners(bind, settings.port, settings.workers)) as listeners:
+        asyncio.run(Workers(settings, listeners).run())
 
 
-def _survive_hangup() -> None:
+def survive_hangup() -> None:
     """Until the gateway listens to SIGHUP, one must not end it."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-
-class _Workers(Multiprocess):
-    """The processes of one machine; uvicorn's own would restart them at SIGHUP."""
-
-    def handle_hup(self) -> None:
-        """Makes each of them read the apps' file again."""
-        for process in self.processes:
-            if process.pid is not None and process.exitcode is None:
-                os.kill(process.pid, signal.SIGHUP)
 
 
 class RunningGateway:

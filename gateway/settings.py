@@ -321,11 +321,14 @@ class Settings(BaseSettings):
         return self.pass_secret or self.jwt_secret
 
     def named(self) -> Self:
-        """The same settings with a node name: `hostname:port`, and the process when several run."""
-        if self.node_name and self.workers == 1:
+        """The same settings with a node name: `hostname:port`, unless they have one.
+
+        Where the port is still to be found, the process stands for it.
+        """
+        if self.node_name:
             return self
-        name = self.node_name or f"{socket.gethostname()}:{self.port}"
-        if self.workers > 1 or self.port == 0:
+        name = f"{socket.gethostname()}:{self.port}"
+        if self.port == 0:
             name = f"{name}:{os.getpid()}"
         return self.model_copy(update={"node_name": name[:128]})
 

@@ -120,10 +120,6 @@ def test_a_node_is_named_after_its_host_and_port_unless_told() -> None:
     assert Settings(node_name="eu-1").named().node_name == "eu-1"
 
 
-def test_each_of_several_processes_has_a_name_of_its_own() -> None:
-    assert Settings(node_name="eu-1", workers=2).named().node_name.startswith("eu-1:")
-
-
 def test_passes_are_signed_with_the_tokens_secret_unless_they_have_their_own() -> None:
     assert Settings(jwt_secret="tokens").pass_key == "tokens"
     assert Settings(jwt_secret="tokens", pass_secret="passes").pass_key == "passes"
