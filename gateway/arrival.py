@@ -11,7 +11,7 @@ Source: docs/performance.md (figures).
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from gateway.handshake import read_upgrade
 from gateway.http_protocol import HttpProtocol
@@ -20,6 +20,9 @@ from gateway.socket import GatewayProtocol
 if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
+
+# How long a connection that has sent nothing may still do so while the server stops.
+_FIRST_WORDS_S: Final = 1.0
 
 
 class Arrival(asyncio.Protocol):
@@ -51,8 +54,12 @@ class Arrival(asyncio.Protocol):
         self._server_state.connections.discard(self)
 
     def shutdown(self) -> None:
-        """The server is stopping."""
-        self._transport.close()
+        """The server is stopping: who has just come may still ask, and is answered."""
+        asyncio.get_running_loop().call_later(_FIRST_WORDS_S, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if self._transport.get_protocol() is self:
+            self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Hands the connection to whoever it is for."""

@@ -158,6 +158,8 @@ class Workers:
         self._settings = settings
         self._listeners = listeners
         self._living: set[_Worker] = set()
+        # Of those that live and those that are being started.
+        self._numbers: set[int] = set()
         self._tasks = Tasks()
         self._why: StartError | None = None
 
@@ -207,7 +209,7 @@ class Workers:
             if worker.leaves:
                 self._tasks.spawn(self._see_off(worker), "worker leaves")
             else:
-                self._living.discard(worker)
+                self._forget(worker)
             if self._stopping.is_set():
                 return
             if worker.served_at is None:
@@ -230,7 +232,11 @@ class Workers:
 
     async def _see_off(self, worker: _Worker) -> None:
         await worker.ended()
+        self._forget(worker)
+
+    def _forget(self, worker: _Worker) -> None:
         self._living.discard(worker)
+        self._numbers.discard(worker.number)
 
     def _failed_to_start(self, worker: _Worker) -> None:
         if any(one.served_at is not None and not one.leaves for one in self._living):
@@ -240,8 +246,8 @@ class Workers:
         self._stop()
 
     async def _start(self, place: int) -> _Worker:
-        taken = {one.number for one in self._living}
-        number = next(one for one in count(1) if one not in taken)
+        number = next(one for one in count(1) if one not in self._numbers)
+        self._numbers.add(number)
         ours, theirs = socket.socketpair()
         listener = self._listeners[place]
         with theirs:
