@@ -89,6 +89,7 @@ class PeerTarget:
         self.port = 0
         self.dialect = recipe.dialect
         self._recipe = recipe
+        self._channels: set[str] = set()
         self._redis_url = redis_url
         self._redis_pid = redis_pid if recipe.uses_redis else None
         self._process = ServerProcess(guard, name, stop_grace_s=_STOP_GRACE_S)
@@ -131,7 +132,14 @@ class PeerTarget:
         return "/socket.io/?EIO=4&transport=websocket" if self._speaks_socket_io else "/socket"
 
     def subscribe_frame(self, channel: str) -> bytes:
-        """The client's frame that subscribes to a channel."""
+        """The client's frame that subscribes to a channel.
+
+        Raises:
+            BenchError: It is a second channel, and the peer knows one only.
+        """
+        self._channels.add(channel)
+        if self._recipe.one_channel and len(self._channels) > 1:
+            raise BenchError(f"{self.name} knows one channel only: choose another --against")
         if self._speaks_socket_io:
             return client_frame(b"420" + _encode(["join", channel]))
         return client_message("pusher:subscribe", {"channel": channel})
