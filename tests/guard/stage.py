@@ -122,7 +122,17 @@ class Stage:
         self.loop.finished(self.node.start())
         nothing: Any = None
         parts = Parts(
-            settings, apps, self.clock, telemetry, nothing, nothing, nothing, self.node, nothing
+            settings=settings,
+            apps=apps,
+            clock=self.clock,
+            telemetry=telemetry,
+            node=self.node,
+            # A plain publication needs none of these.
+            authorizer=nothing,
+            store=nothing,
+            commands=nothing,
+            once=nothing,
+            rates=nothing,
         )
         self._state = {"node": self.node, "parts": parts}
         self._server = ServerState()
