@@ -118,9 +118,13 @@ class RedisBroker:
 
     @property
     def alive(self) -> bool:
-        """Whether Redis carried the node's heartbeat within `HEARTBEAT_MAX_S`."""
+        """Whether both links stand and Redis carried a heartbeat within `HEARTBEAT_MAX_S`."""
         # A broker that was never started is not whole, and has no loop to ask.
-        return self._whole and self._loop.time() - self._heard_at < HEARTBEAT_MAX_S
+        return (
+            self._whole
+            and self.commands.connected
+            and self._loop.time() - self._heard_at < HEARTBEAT_MAX_S
+        )
 
     async def _beat(self) -> None:
         """Publishes to this node's own channel; tears down links that have gone silent."""

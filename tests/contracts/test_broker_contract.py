@@ -356,6 +356,20 @@ async def test_a_lost_connection_is_made_again_with_every_subscription_and_a_gap
         await node.broker.subscribe("1", "new")
 
 
+async def test_without_its_link_for_commands_a_broker_is_not_alive(redis_url: str) -> None:
+    async with redis_brokers(redis_url) as make, _admin(redis_url) as admin:
+        node = make()
+        await node.start()
+        assert node.broker.alive
+
+        # The link that listens stays, and is all that the heartbeat was last heard on.
+        await admin.client_kill_filter(_type="normal", skipme=True)
+
+        await until(lambda: not node.broker.alive)
+        await until(lambda: node.broker.alive)
+        assert node.gaps == 0
+
+
 async def test_a_restarted_redis_is_found_again(own_redis: RedisServer) -> None:
     async with redis_brokers(own_redis.url, timeout_s=0.3) as make:
         node = make()
