@@ -123,12 +123,12 @@ class Goals:
         if key is None:
             return None
         async with self._store.reading():
-            return _parsed(await self._store.goals.find_one({"_id": key}))
+            return _parsed(await self._store.settled_goals.find_one({"_id": key}))
 
     async def open_goals(self, user_id: str) -> list[Goal]:
         """Every invitation of a user, as streamer or viewer, that has not ended; oldest first."""
         async with self._store.reading():
-            rows = await self._store.goals.find(
+            rows = await self._store.settled_goals.find(
                 {
                     "_cls": TRIGGER_EXCLUSIVE_GOAL,
                     "state": {"$in": OPEN_STATES},

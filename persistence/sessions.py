@@ -58,7 +58,7 @@ class Sessions:
         if key is None:
             return None
         async with self._store.reading():
-            row = await self._store.sessions.find_one({"_id": key})
+            row = await self._store.settled_sessions.find_one({"_id": key})
         return Session.model_validate(row) if row else None
 
     async def live_session_of(self, streamer_id: str) -> Session | None:

@@ -129,6 +129,8 @@ class Store:
         self._alone = _Collections.of(
             client.get_database(database, write_concern=WriteConcern("majority"))
         )
+        # What a majority has and nothing can undo, as far as this member knows of it.
+        self._settled = client.get_database(database, read_concern=ReadConcern("majority"))
         # Asks a majority before it answers, so that what it finds can't be undone.
         self._certain = client.get_database(database, read_concern=ReadConcern("linearizable"))
         # FIFO: the driver's pool is not fair (FINDINGS), a semaphore is.
@@ -145,6 +147,16 @@ class Store:
     def sessions(self) -> AsyncCollection[Row]:
         """The streamers' Sessions."""
         return self._collections.sessions
+
+    @property
+    def settled_goals(self) -> AsyncCollection[Row]:
+        """Goals as they are shown to people: what is read here is not undone later."""
+        return self._settled[Goal.Settings.name]
+
+    @property
+    def settled_sessions(self) -> AsyncCollection[Row]:
+        """Sessions as they are shown to people: what is read here is not undone later."""
+        return self._settled[Session.Settings.name]
 
     @property
     def escrow(self) -> AsyncCollection[Row]:

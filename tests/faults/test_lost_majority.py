@@ -15,7 +15,7 @@ from pymongo.errors import PyMongoError
 from persistence.embedded_mongod import mongod_path, start_replica_set
 from persistence.errors import StoreUnavailable
 from persistence.intents import Done
-from statemachine.goal import CommandName
+from statemachine.goal import CommandName, GoalState
 from tests.conftest import require
 from tests.persistence.world import World
 
@@ -149,3 +149,23 @@ async def test_a_commit_that_a_majority_has_not_seen_is_told_to_nobody(
         row = world.goal_row(goal_id)
         assert (row["state"], row["version"]) == ("agreed", 2)
         assert world.movements(goal_id) == ["hold"]
+
+
+async def test_what_a_majority_has_not_seen_is_shown_to_nobody(
+    world: World, partition: Partition
+) -> None:
+    session = await world.session("anna")
+    goal_id = await world.invited(session)
+    partition.leave_alone()
+    assert await asked_in_time(world, goal_id, None) is None
+
+    with MongoClient[dict[str, Any]](partition.old_primary.url, tz_aware=True) as alone:
+        assert [row["state"] for row in alone["majority"]["goals"].find()] == ["agreed"]
+    shown = await world.node.goals.goal(goal_id)
+    [listed] = await world.node.goals.open_goals("anna")
+    seen = await world.node.sessions.session(str(session.id))
+
+    assert shown is not None
+    assert seen is not None
+    assert {shown.state, listed.state} == {GoalState.INVITED}
+    assert seen.status.exclusive_to == []
