@@ -240,6 +240,60 @@ def idle(
 
 
 @app.command()
+def storm(
+    sockets: Annotated[
+        int, typer.Option(min=1, max=28_000, help="Sockets that are cut and come back at once.")
+    ] = 10_000,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Stop and start the gateway instead of cutting them.")
+    ] = False,
+    witnesses: Annotated[
+        int, typer.Option(min=1, max=1000, help="Sockets that get events meanwhile.")
+    ] = 10,
+    rate: Annotated[float, typer.Option(min=1, max=1000, help="Events a second to them.")] = 50,
+    deadline_s: Annotated[
+        float, typer.Option(min=1, max=600, help="How long an attempt may take, in seconds.")
+    ] = 30,
+    retry_s: Annotated[
+        float, typer.Option(min=0.01, max=60, help="Wait after a failed attempt, in seconds.")
+    ] = 1,
+    processes: _Processes = None,
+    against: _Against = [],  # noqa: B006 - typer copies it
+    repeats: _Repeats = 3,
+    seconds: _Seconds = 5.0,
+    warmup: _Warmup = 1.0,
+    json_file: _Json = None,
+    plot_file: _Plot = None,
+    mongodb_url: _MongoDB = None,
+    redis_url: _Redis = None,
+) -> None:
+    """Everybody reconnects at once: how soon all are back, and what others notice of it."""
+    from gateway.bench import storm as shape
+    from gateway.bench.stage import Plan
+
+    options = shape.StormOptions(
+        sockets=sockets,
+        restart=restart,
+        witnesses=witnesses,
+        rate=rate,
+        deadline_s=deadline_s,
+        retry_s=retry_s,
+        processes=_processes(processes, sockets),
+    )
+    _run(
+        lambda target, stage: shape.run(target, stage, options),
+        Plan(repeats=repeats, seconds=seconds, warmup_s=warmup),
+        # A server may still hold some of those that were cut when they come back.
+        sockets=sockets + sockets // 2 + witnesses,
+        against=against,
+        json_file=json_file,
+        plot_file=plot_file,
+        mongodb_url=mongodb_url,
+        redis_url=redis_url,
+    )
+
+
+@app.command()
 def agree(
     rate: Annotated[
         float, typer.Option(min=0.1, max=10_000, help="Agrees a second, evenly spread.")

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 _PUBLIC: Final = "public"
 _PRIVATE: Final = "private, signed"
-_ROWS: Final = (_PUBLIC, _PRIVATE, "private, a channel each")
+OWN_CHANNELS: Final = "private, a channel each"
+_ROWS: Final = (_PUBLIC, _PRIVATE, OWN_CHANNELS)
 _RETRY_S: Final = 0.5
 _DEADLINE_S: Final = 30.0
 # They make the server load what it loads once, before its memory is read.

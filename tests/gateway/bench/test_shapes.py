@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gateway.bench.orders import Within
 from gateway.bench.rooms import apart_us
+from gateway.bench.storm import storm_figures
+from gateway.bench.watch import Cost
 from tests.gateway.bench.runs import medians, run
 
 if TYPE_CHECKING:
@@ -66,3 +69,37 @@ def test_idle_sockets_ping_and_are_answered(tmp_path: Path, stores: tuple[str, s
     assert found["pings/s"] == pytest.approx(20, rel=0.3)
     assert found["sockets lost"] == 0
     assert found["server CPU %"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "row"), [([], "all come back"), (["--restart"], "after a restart")]
+)
+def test_storm_brings_every_socket_back(
+    options: list[str], row: str, tmp_path: Path, stores: tuple[str, str]
+) -> None:
+    load = ["--sockets", "20", "--seconds", "0.2", "--retry-s", "0.1", "--witnesses", "2", *options]
+
+    report = run("storm", *load, report=tmp_path / "report", stores=stores)
+
+    assert [row["name"] for row in report["rows"]] == ["quiet", row]
+    assert medians(report, "quiet")["event p50 ms"] > 0
+    found = medians(report, row)
+    assert found["all back s"] > found.get("down s", 0) >= 0
+    assert ("down s" in found) == bool(options)
+    assert 0 < found["event p50 ms"] <= found["event p99 ms"] <= found["longest event ms"]
+
+
+def test_a_storm_is_over_with_its_last_socket_and_its_pace_leaves_out_the_restart() -> None:
+    joined = [Within(at_s=14.0, latencies_us=[1] * 30, failures=2, cpu_s=0.1)]
+    joined.append(Within(at_s=15.0, latencies_us=[1] * 30, failures=3, cpu_s=0.1))
+    cost = Cost(5.0, 0.006, 1, None, 0.1, None)
+
+    found = {name: value for name, value, _ in storm_figures(joined, 10.0, 2.0, cost)}
+
+    assert found == {
+        "all back s": 5.0,
+        "down s": 2.0,
+        "connects/s": 20.0,
+        "failed attempts": 5,
+        "server CPU µs/connect": pytest.approx(100.0),
+    }
