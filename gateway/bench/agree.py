@@ -10,28 +10,29 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from gateway.bench.crowd import crowd_of
 from gateway.bench.parties import Answer, Pair, Parties, Party, each, invitation, parties_of, show
 from gateway.bench.results import Row, measures_of, percentile
-from gateway.bench.stage import CpuWatch, IdleWatch
+from gateway.bench.watch import Watch
+from gateway.bench.witnesses import Witnesses
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from gateway.bench.results import Report
+    from gateway.bench.results import Figures, Report
     from gateway.bench.stage import Plan, Stage
     from gateway.bench.target import GatewayTarget
+    from gateway.bench.watch import Cost
 
 _PUSH_DEADLINE_S: Final = 5.0
 # Sent later than this after its turn, an agree says more about the generator than the gateway.
 _LATE_S: Final = 0.02
-_MIB: Final = 1024 * 1024
-
-Repeat = list[tuple[str, float, int]]
 
 
 class AgreeOptions(msgspec.Struct, frozen=True):
@@ -42,12 +43,18 @@ class AgreeOptions(msgspec.Struct, frozen=True):
         in_flight: Unanswered agrees of the row that runs flat out.
         pairs: Agrees of one repeat that runs flat out, each in a session of its own.
         callers: Viewers of the hot session; 0 leaves that row out.
+        listeners: Sockets that get events while the row with a fixed rate is measured.
+        events: A second, to each of them.
+        processes: Processes that the listeners are spread over.
     """
 
     rate: float
     in_flight: int
     pairs: int
     callers: int
+    listeners: int = 0
+    events: float = 10
+    processes: int = 1
 
 
 def pairs_needed(plan: Plan, options: AgreeOptions) -> int:
@@ -103,31 +110,14 @@ class Agreed:
         await each([partial(self.agree, pair) for pair in pairs], _nothing, in_flight)
 
 
-class Watch:
-    """CPU of server and generator during one repeat."""
-
-    def __init__(self, target: GatewayTarget) -> None:
-        self._target = target
-        self._before = target.usage()
-        self._generator, self._idle = CpuWatch(), IdleWatch()
-        self._started_s = time.monotonic()
-
-    def repeat(self, stage: Stage, row: str, transactions: int, found: Repeat) -> Repeat:
-        """What was found, with what it cost; doubts it when the generator was the limit."""
-        elapsed_s = time.monotonic() - self._started_s
-        after = self._target.usage()
-        server_s = after.cpu_s - self._before.cpu_s
-        share = self._generator.share()
-        stage.doubts.generator_share(row, share)
-        stage.doubts.idle_share(row, self._idle.share())
-        return [
-            ("transactions/s", transactions / elapsed_s, 1),
-            *found,
-            ("server CPU ms/transaction", server_s / transactions * 1e3, 2),
-            ("server CPU %", server_s / elapsed_s * 100, 0),
-            ("generator CPU %", share * 100, 0),
-            ("server MiB", after.resident_bytes / _MIB, 0),
-        ]
+def repeat_of(cost: Cost, transactions: int, found: Figures) -> Figures:
+    """What was found, with what it cost."""
+    return [
+        ("transactions/s", transactions / cost.elapsed_s, 1),
+        *found,
+        ("server CPU ms/transaction", cost.server_cpu_s / transactions * 1e3, 2),
+        *cost.figures(),
+    ]
 
 
 async def run(target: GatewayTarget, stage: Stage, options: AgreeOptions) -> Report:
@@ -137,13 +127,13 @@ async def run(target: GatewayTarget, stage: Stage, options: AgreeOptions) -> Rep
         BenchError: It can't be measured; a lost push is no error, it is in the report.
     """
     plan = stage.plan
-    async with parties_of(target) as parties:
+    async with parties_of(target) as parties, AsyncExitStack() as stack:
         rows = AgreeRows(target, stage, options, parties)
-        await rows.open(pairs_needed(plan, options))
+        await rows.open(pairs_needed(plan, options), stack)
         done = [await rows.paced(), await rows.flat_out()]
         if options.callers:
             done.append(await rows.hot())
-    ratio = rows.delivered / rows.agreed
+    ratio = rows.delivered / rows.expected
     return stage.report("agree", target.name, options, done, ratio)
 
 
@@ -151,8 +141,8 @@ class AgreeRows:
     """The rows of one run, over the same streamers and viewers.
 
     Attributes:
-        agreed: Agrees that were answered, in all measured repeats.
-        delivered: Those of which the viewer heard.
+        expected: Agrees that were answered in all repeats, and events to the listeners.
+        delivered: Those of which the viewer, or the listener, heard.
     """
 
     def __init__(
@@ -163,29 +153,45 @@ class AgreeRows:
         self._options = options
         self._parties = parties
         self._pairs: list[Pair] = []
-        self.agreed = 0
+        self._listeners: Witnesses | None = None
+        self.expected = 0
         self.delivered = 0
 
-    async def open(self, pairs: int) -> None:
-        """Connects everybody and lets the viewers invite."""
+    async def open(self, pairs: int, stack: AsyncExitStack) -> None:
+        """Connects everybody and lets the viewers invite; listeners leave with the stack."""
+        options = self._options
+        if options.listeners:
+            bar = self._stage.progress.add_task("listeners", total=options.listeners)
+            crowd = await stack.enter_async_context(crowd_of(options.processes))
+            self._listeners = Witnesses(self._target, crowd, options.listeners, options.events)
+            await self._listeners.open(stack, partial(self._stage.progress.advance, bar))
         bar = self._stage.progress.add_task("inviting", total=pairs)
         advance = partial(self._stage.progress.advance, bar)
         self._pairs = await each([self._parties.pair] * pairs, advance)
 
-    async def _measured(self, row: str, pairs: Sequence[Pair], rate: float | None) -> Repeat:
+    async def _measured(self, row: str, pairs: Sequence[Pair], rate: float | None) -> Figures:
         """Agrees on these pairs, at a rate or flat out, and lets them invite again."""
         agreed = Agreed()
         watch = Watch(self._target)
+        witnessed = None
         if rate is None:
             await agreed.flat_out(pairs, self._options.in_flight)
-        else:
+        elif self._listeners is None:
             await agreed.paced(pairs, rate)
-            if agreed.late_s > _LATE_S:
-                self._stage.doubts.add(
-                    f"{row}: an agree was sent {agreed.late_s * 1e3:.0f} ms late"
-                )
-        repeat = watch.repeat(self._stage, row, len(pairs), _latencies(agreed))
-        self.agreed += len(agreed.replies_s)
+        else:
+            async with asyncio.TaskGroup() as group:
+                agreeing = group.create_task(agreed.paced(pairs, rate))
+                witnessed = await self._listeners.during(agreeing)
+        if agreed.late_s > _LATE_S:
+            self._stage.doubts.add(f"{row}: an agree was sent {agreed.late_s * 1e3:.0f} ms late")
+        found = _latencies(agreed)
+        if witnessed is not None:
+            found += witnessed.figures()
+            self.expected += witnessed.expected
+            self.delivered += witnessed.received
+        cost = watch.cost(() if witnessed is None else witnessed.members_cpu_s)
+        cost.doubt(self._stage, row)
+        self.expected += len(agreed.replies_s)
         self.delivered += len(agreed.pushes_s)
         bar = self._stage.progress.add_task("next round", total=len(pairs))
         await each(
@@ -193,7 +199,7 @@ class AgreeRows:
             partial(self._stage.progress.advance, bar),
         )
         self._stage.progress.remove_task(bar)
-        return repeat
+        return repeat_of(cost, len(pairs), found)
 
     async def paced(self) -> Row:
         """Agrees at the fixed rate."""
@@ -238,13 +244,15 @@ class AgreeRows:
             while time.monotonic() < until_s:
                 answers += await hot_round(streamer, viewers, session_id)
             latencies_s = [answer.latency_s for answer in answers]
-            found: Repeat = [
+            name = f"hot, {callers} callers"
+            cost = watch.cost()
+            cost.doubt(self._stage, name)
+            found: Figures = [
                 ("reply p50 ms", percentile(latencies_s, 50) * 1e3, 2),
                 ("reply p99 ms", percentile(latencies_s, 99) * 1e3, 2),
                 ("retries", sum(answer.retries for answer in answers), 0),
             ]
-            name = f"hot, {callers} callers"
-            repeats.append(watch.repeat(self._stage, name, len(answers), found))
+            repeats.append(repeat_of(cost, len(answers), found))
             self._stage.progress.advance(bar)
         return Row(f"hot, {callers} callers", measures_of(repeats))
 
@@ -275,7 +283,7 @@ async def _at_once(works: Sequence[Callable[[], Awaitable[Answer]]]) -> list[Ans
     return await each(works, _nothing, len(works))
 
 
-def _latencies(agreed: Agreed) -> Repeat:
+def _latencies(agreed: Agreed) -> Figures:
     return [
         ("authorized p50 ms", percentile(agreed.pushes_s, 50) * 1e3, 2),
         ("authorized p99 ms", percentile(agreed.pushes_s, 99) * 1e3, 2),

@@ -309,6 +309,16 @@ def agree(
         bool, typer.Option("--hot", help="Also: one session whose 64 viewers all ask at once.")
     ] = False,
     callers: Annotated[int, typer.Option(min=2, max=1000, help="Viewers of the hot session.")] = 64,
+    listeners: Annotated[
+        int,
+        typer.Option(
+            min=0, max=20_000, help="Sockets that get events beside the agrees at a rate."
+        ),
+    ] = 0,
+    events: Annotated[
+        float, typer.Option(min=0.1, max=1000, help="Events a second to each listener.")
+    ] = 10,
+    processes: _Processes = None,
     repeats: _Repeats = 3,
     seconds: _Seconds = 5.0,
     warmup: _Warmup = 1.0,
@@ -322,13 +332,19 @@ def agree(
     from gateway.bench.stage import Plan
 
     options = shape.AgreeOptions(
-        rate=rate, in_flight=in_flight, pairs=pairs, callers=callers if hot else 0
+        rate=rate,
+        in_flight=in_flight,
+        pairs=pairs,
+        callers=callers if hot else 0,
+        listeners=listeners,
+        events=events,
+        processes=_processes(processes, max(1, listeners)),
     )
     plan = Plan(repeats=repeats, seconds=seconds, warmup_s=warmup)
     _run(
         lambda target, stage: shape.run(target, stage, options),
         plan,
-        sockets=2 * shape.pairs_needed(plan, options) + callers,
+        sockets=2 * shape.pairs_needed(plan, options) + callers + listeners,
         json_file=json_file,
         plot_file=plot_file,
         mongodb_url=mongodb_url,

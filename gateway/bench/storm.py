@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -21,29 +20,24 @@ from gateway.bench.connect import OWN_CHANNELS, rooms_of
 from gateway.bench.crowd import Entry, crowd_of
 from gateway.bench.errors import BenchError
 from gateway.bench.paired import Found, comparisons, measure_in_turn
-from gateway.bench.publishing import EVENT, STAMP, Event, Publishers
-from gateway.bench.results import percentile
 from gateway.bench.target import GatewayTarget
 from gateway.bench.watch import Watch, at_rest
+from gateway.bench.witnesses import Witnesses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from gateway.bench.crowd import Crowd
-    from gateway.bench.orders import Told, Within
+    from gateway.bench.orders import Within
     from gateway.bench.results import Figures, Report
     from gateway.bench.stage import Stage
     from gateway.bench.target import Target
     from gateway.bench.watch import Cost
+    from gateway.bench.witnesses import Witnessed
 
 _QUIET: Final = "quiet"
 _CUT: Final = "all come back"
 _RESTARTED: Final = "after a restart"
-_CHANNEL: Final = "bench-witnesses"
-_EVENT_BYTES: Final = 300
-# So many that none is ever waited for: an event that is late must not hold back the next.
-_PUBLISHING_CONNECTIONS: Final = 64
-_ALL_HERE_S: Final = 30.0
 
 
 class StormOptions(msgspec.Struct, frozen=True):
@@ -71,14 +65,6 @@ class StormOptions(msgspec.Struct, frozen=True):
     def rows(self) -> list[str]:
         """The names of the rows."""
         return [_QUIET, _RESTARTED if self.restart else _CUT]
-
-
-@dataclass(frozen=True, slots=True)
-class Witnessed:
-    """What the witnesses received, and how many events they were to receive together."""
-
-    told: Told
-    expected: int
 
 
 async def run(target: Target, stage: Stage, options: StormOptions) -> Report:
@@ -119,13 +105,11 @@ class Storm:
         self.name = target.name
         self._target = target
         self._crowd = crowd
-        self._witnesses = witnesses
+        self._witnesses = Witnesses(target, witnesses, options.witnesses, options.rate)
         self._stack = stack
         self._stage = stage
         self._options = options
         self._rooms, self._secret = rooms_of(target, OWN_CHANNELS, options.sockets)
-        self._event = Event(target, _CHANNEL, _EVENT_BYTES)
-        self._publishers = Publishers(target)
 
     async def open(self) -> None:
         """Connects everybody.
@@ -133,18 +117,11 @@ class Storm:
         Raises:
             BenchError: The target refuses one or doesn't answer in time.
         """
-        await self._open_witnesses()
+        await self._witnesses.open(self._stack, _ignore)
         bar = self._stage.progress.add_task("connecting", total=self._options.sockets)
         advance = partial(self._stage.progress.advance, bar)
         await self._crowd.join_rooms(self._target, self._rooms, advance, Entry(secret=self._secret))
         await at_rest(self._target)
-
-    async def _open_witnesses(self) -> None:
-        self._publishers = Publishers(self._target)
-        await self._publishers.open(self._stack, _PUBLISHING_CONNECTIONS)
-        await self._witnesses.join(
-            self._target, _CHANNEL, self._options.witnesses, lambda _count: None
-        )
 
     async def measure(self, row: str, seconds: float) -> Found:
         """Lets that time pass quietly, or lets everybody come back, however long it takes.
@@ -161,7 +138,7 @@ class Storm:
     async def _quiet(self, seconds: float) -> Found:
         watch = Watch(self._target)
         async with asyncio.TaskGroup() as group:
-            told = await self._witnessed(group.create_task(asyncio.sleep(seconds)))
+            told = await self._witnesses.during(group.create_task(asyncio.sleep(seconds)))
         return self._found(told, watch.cost(), [])
 
     async def _cut(self) -> Found:
@@ -169,7 +146,7 @@ class Storm:
         async with asyncio.TaskGroup() as group:
             cut_s = await self._crowd.leave()
             returning = group.create_task(self._come_back())
-            told = await self._witnessed(returning)
+            told = await self._witnesses.during(returning)
         return self._found(told, watch.cost(), returning.result(), cut_s)
 
     async def _restarted(self) -> Found:
@@ -179,41 +156,20 @@ class Storm:
         async with asyncio.TaskGroup() as group:
             cut_s = time.monotonic()
             await asyncio.to_thread(target.stop)
-            for crowd in (self._crowd, self._witnesses):
-                await crowd.leave()
+            await self._crowd.leave()
+            await self._witnesses.leave()
             returning = group.create_task(self._come_back())
             await asyncio.to_thread(target.start)
             down_s = time.monotonic() - cut_s
             watch = Watch(target)
-            await self._open_witnesses()
-            told = await self._witnessed(returning)
+            await self._witnesses.open(self._stack, _ignore)
+            told = await self._witnesses.during(returning)
         return self._found(told, watch.cost(), returning.result(), cut_s, down_s)
 
     async def _come_back(self) -> list[Within]:
         options = self._options
         entry = Entry(options.sockets, options.deadline_s, options.retry_s, self._secret)
-        return await self._crowd.join_rooms(self._target, self._rooms, lambda _count: None, entry)
-
-    async def _witnessed(self, work: asyncio.Task[Sequence[Within] | None]) -> Witnessed:
-        """Publishes to the witnesses as long as the work goes on, and at least once."""
-        published = 0
-
-        def requests() -> Iterator[Callable[[], bytes]]:
-            nonlocal published
-            while not published or not work.done():
-                published += 1
-                yield self._publication
-
-        event_bytes = self._event.frame_bytes
-        await self._witnesses.count(event_bytes, event_bytes, STAMP.encode())
-        await self._publishers.paced(requests(), self._options.rate)
-        await work
-        await self._witnesses.round_over(published, _ALL_HERE_S)
-        told, _ = await self._witnesses.tell(published * event_bytes)
-        return Witnessed(told[0], published * self._options.witnesses)
-
-    def _publication(self) -> bytes:
-        return self._target.publish_request(_CHANNEL, EVENT, self._event.data())
+        return await self._crowd.join_rooms(self._target, self._rooms, _ignore, entry)
 
     def _found(
         self,
@@ -223,21 +179,12 @@ class Storm:
         cut_s: float = 0.0,
         down_s: float | None = None,
     ) -> Found:
-        told = witnessed.told
         figures = storm_figures(joined, cut_s, down_s, cost) if joined else []
-        figures += [
-            (name, percentile(told.latencies_us, percent) / 1e3, 2)
-            for name, percent in (
-                ("event p50 ms", 50),
-                ("event p99 ms", 99),
-                ("longest event ms", 100),
-            )
-        ]
         generator_shares = (each.cpu_s / cost.elapsed_s for each in joined)
         back = sum(len(each.latencies_us) for each in joined)
         return Found(
-            figures=figures + cost.figures(),
-            deliveries=back + told.received_bytes // self._event.frame_bytes,
+            figures=figures + witnessed.figures() + cost.figures(),
+            deliveries=back + witnessed.received,
             expected=(self._options.sockets if joined else 0) + witnessed.expected,
             generator_share=max(cost.generator_share, *generator_shares, 0.0),
             idle_share=cost.idle_share,
@@ -266,3 +213,7 @@ def storm_figures(
         ("failed attempts", sum(each.failures for each in joined), 0),
         ("server CPU µs/connect", cost.server_cpu_s / sockets * 1e6, 1),
     ]
+
+
+def _ignore(_count: int) -> None:
+    pass

@@ -55,6 +55,7 @@ def test_agree_times_the_push_to_the_viewer_and_the_reply(
     tmp_path: Path, stores: tuple[str, str]
 ) -> None:
     load = ["--rate", "20", "--seconds", "0.2", "--pairs", "6", "--hot", "--callers", "4"]
+    load += ["--listeners", "10", "--events", "50"]
 
     report = run("agree", *load, report=tmp_path / "report", stores=stores)
 
@@ -67,6 +68,7 @@ def test_agree_times_the_push_to_the_viewer_and_the_reply(
     paced = medians(report, "20 a second")
     assert 0 < paced["authorized p50 ms"] <= paced["authorized p99 ms"]
     assert 0 < paced["reply p50 ms"] <= paced["reply p99 ms"]
+    assert 0 < paced["event p50 ms"] <= paced["event p99 ms"]
     assert medians(report, "hot, 4 callers")["transactions/s"] > 0
 
 
