@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from gateway.app import GatewayApp, StartError
 from gateway.preflight import apps_of
-from gateway.server import GatewayServer, server_config, survive_hangup
+from gateway.server import GatewayServer, calm_collector, server_config, survive_hangup
 from gateway.settings import SettingsError, load_settings
 from gateway.telemetry import configure_logging
 from gateway.workers import DRAINING, SERVING
@@ -65,6 +65,7 @@ class WorkerServer(GatewayServer):
 def main(line_fd: int, listener_fd: int, folder: str, number: int) -> None:
     """Runs one worker until a signal, or the end of its supervisor, ends it."""
     survive_hangup()
+    calm_collector()
     line = _Line(line_fd)
     try:
         settings = load_settings()

@@ -7,7 +7,7 @@ Source: requirements (field names), DESIGN 3 and 4.
 """
 
 from datetime import datetime
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from beanie import Document
 from bson import ObjectId
@@ -24,6 +24,16 @@ class _Part(BaseModel):
     """A part of a document; fields that only a newer node knows are left out."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, extra="ignore")
+
+
+class _Parsed:
+    """Reads fields as they are. Beanie's documents look each time whether they were parsed yet.
+
+    None of Duet's is read lazily, and the looks are a thirtieth of an agreement.
+    """
+
+    if not TYPE_CHECKING:
+        __getattribute__ = object.__getattribute__
 
 
 class Conditions(_Part):
@@ -61,7 +71,7 @@ class OutboxEntry(_Part):
     occurrence: dict[str, Any]
 
 
-class Goal(Document):
+class Goal(_Parsed, Document):
     """An invitation (`TriggerExclusiveGoal`) or the show that follows it (`ExclusiveGoal`).
 
     Attributes:
@@ -168,7 +178,7 @@ class ViewerPass(_Part):
     exp: datetime
 
 
-class Session(Document):
+class Session(_Parsed, Document):
     """A streamer's live broadcast."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, extra="ignore")

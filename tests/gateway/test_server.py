@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from websockets.asyncio.client import connect
 from gateway.app import GatewayApp
 from gateway.broker import Publication
 from gateway.frames import push_body
-from gateway.server import listen, running_gateway, server_config
+from gateway.server import calm_collector, listen, running_gateway, server_config
 from gateway.wiring import StartError
 from tests.gateway.fallback_client import FallbackClient
 
@@ -194,3 +195,22 @@ async def test_without_redis_it_runs_and_commits_but_is_not_ready(
     assert ready.json()["redis"] == "unreachable"
     assert ready.json()["mongodb"] == "ok"
     assert alive.status_code == 200
+
+
+@pytest.fixture
+def pythons_collector() -> Iterator[None]:
+    """Python's own collector again, whatever the test has made of it."""
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("pythons_collector")
+def test_the_collector_leaves_alone_what_was_there_when_the_work_began() -> None:
+    kept: list[object] = [[]]
+
+    calm_collector()
+
+    assert not any(found is kept for found in gc.get_objects())
+    assert gc.get_threshold()[0] == 10_000
