@@ -69,6 +69,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     # The body of a plain call while it comes, else None.
     _plain_body: bytes | None = None
+    # When the last answer was written, on the loop's clock.
+    _idle_since: float = 0.0
 
     def on_message_begin(self) -> None:
         """Begins a call."""
@@ -163,3 +165,49 @@ class HttpProtocol(HttpToolsProtocol):
         if not call.keep_alive:
             self.transport.close()
         self.on_response_complete()
+
+    # Idle connections: one timer for many calls, instead of a new one behind each answer
+
+    def _unset_keepalive_if_required(self) -> None:
+        """Leaves the timer alone; when it fires it sees whether the connection was idle."""
+
+    def on_response_complete(self) -> None:
+        """Begins what waited behind the answer, or the time in which a next call must come."""
+        if self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._watch_idle(self.timeout_keep_alive)
+
+    def _watch_idle(self, for_s: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(for_s, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closes the connection if no call has come for so long."""
+        self.timeout_keep_alive_task = None
+        if self._plain_body is not None or not self.cycle.response_complete:
+            # The next answer begins it anew.
+            return
+        left_s = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._watch_idle(left_s)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _forget_idle(self) -> None:
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hands the connection over."""
+        self._forget_idle()
+        super().handle_websocket_upgrade()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Lets go of the connection."""
+        self._forget_idle()
+        super().connection_lost(exc)
