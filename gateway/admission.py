@@ -1,6 +1,6 @@
 """Who may connect: the upgrade request's path, query and headers against apps and settings. Pure.
 
-Source: PROTOCOL 1.1 (versions), 1.9 (codes), DESIGN 1 (path, token, origins).
+Source: docs/pusher-compatibility.md 1.1 (versions), 1.9 (codes).
 """
 
 from __future__ import annotations

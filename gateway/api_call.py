@@ -2,7 +2,7 @@
 
 Answers are what Pusher's own libraries expect: JSON on success, one line of text otherwise.
 
-Source: PROTOCOL 2.2.
+Source: docs/pusher-compatibility.md 2.2.
 """
 
 from __future__ import annotations

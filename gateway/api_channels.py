@@ -1,6 +1,6 @@
 """What an app may ask about its channels through the Pusher HTTP API.
 
-Source: PROTOCOL 2.2.
+Source: docs/pusher-compatibility.md 2.2.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ With an idempotency key the publications and the record of the answer are one at
 so a caller who heard no answer may ask again: within two minutes the same key gets the same answer
 and publishes nothing, whatever its body.
 
-Source: PROTOCOL 1.6 (names), 2.2.
+Source: docs/pusher-compatibility.md 1.6 (names), 2.2.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 `user_count` is distinct users of a presence channel, `subscription_count` connections, both across
 the cluster.
 
-Source: PROTOCOL 2.2.
+Source: docs/pusher-compatibility.md 2.2.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What an app may do about its users through the Pusher HTTP API.
 
-Source: PROTOCOL 1.8, 2.2.
+Source: docs/pusher-compatibility.md 1.8, 2.2.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The apps: who may connect, publish and sign, read once from a TOML file.
 
-Source: DESIGN 1 (the file), PROTOCOL 2.3 (webhook events).
+Source: docs/pusher-compatibility.md 2.3 (webhook events).
 """
 
 import re

@@ -4,7 +4,7 @@ An identity comes from a JWT, from `pusher:signin` or from a Pusher signature ov
 `private-user@{id}`. Four families of channels follow from the identity alone; every other channel
 needs a signature by the app's backend. Pure: `now` is a parameter, keys are handed in.
 
-Source: DESIGN 1, PROTOCOL 1.5.
+Source: docs/protocol.md, docs/pusher-compatibility.md 1.5.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def identity_of_token(token: str, keys: TokenKeys, now: datetime) -> Identity:
     The algorithm is the key's own: a header can't choose another, nor `none`.
 
     Raises:
-        AuthError: The token is not one, not ours, too old or without the claims of DESIGN 1.
+        AuthError: The token is not one, not ours, too old or without the claims it must have.
     """
     if len(token) > _MAX_TOKEN_CHARACTERS or not token.isascii():
         raise AuthError("The token is malformed.")
@@ -261,7 +261,7 @@ _LIVE: Final = "presence-stream@"
 
 
 def own_channel_access(channel: str, identity: Identity | None) -> Access:
-    """What `identity` may do on `channel` without a signature, by the table of DESIGN 1.
+    """What `identity` may do on `channel` without a signature, by the table of docs/protocol.md.
 
     `DENIED` is the verdict on the four families only: a signature may still open the channel, as
     with Pusher. `NOT_OURS` is every other channel.

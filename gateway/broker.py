@@ -15,7 +15,7 @@ What every broker promises:
 - **Recovery.** What was subscribed is subscribed again when the broker is back, for ever, without
   anyone asking.
 
-Source: DESIGN 4.
+Source: docs/architecture.md.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ What every implementation promises:
   something is published or `MISS_TOLD_AGAIN_S` have passed, cluster-wide.
 - An event is kept for the setting `cache_ttl_s`, and not longer than the store keeps its data.
 
-Source: PROTOCOL 1.6 (cache channels), 2.2 (`info=cache`), 2.3 (`cache_miss`).
+Source: docs/pusher-compatibility.md 1.6 (cache channels), 2.2 (`info=cache`), 2.3 (`cache_miss`).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ and `userAuthentication`. Only the four families of channels are signed here, by
 on the socket: a token says nothing about the channels of the platform's own, whose backend signs
 them with the app's secret (docs/decisions.md).
 
-Source: DESIGN 1, PROTOCOL 1.5.
+Source: docs/protocol.md, docs/pusher-compatibility.md 1.5.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Channel names: which are valid, what their prefixes mean. Pure.
 
-Source: PROTOCOL 1.6.
+Source: docs/pusher-compatibility.md 1.6.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 On a socket a command is a client event on one's own `private-user@{id}`; over HTTP it is a call.
 Both become the same struct here.
 
-Source: DESIGN 1 (Commands).
+Source: docs/protocol.md (commands).
 """
 
 from typing import Annotated, Any, Final

@@ -3,7 +3,7 @@
 Starts a MongoDB and a Redis of its own, the gateway with the demo's public app and secret, plays
 one invitation over real sockets and then serves the demo page until a signal ends it.
 
-Source: DESIGN 1 (commands), 6 (real parts).
+Source: README.md.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ An error's code is for programs, its sentence for people; both are the same on a
 (`goal.reply`) and over HTTP (RFC 9457). A disconnect's code tells the client whether to come
 back: 4000-4099 no, 4100-4199 after a second, 4200-4299 at once.
 
-Source: DESIGN 1, PROTOCOL 1.9.
+Source: docs/protocol.md, docs/pusher-compatibility.md 1.9.
 """
 
 from enum import IntEnum, StrEnum

@@ -10,7 +10,7 @@ another process are handed to the right one over the control channel; streams an
 so the process that gets one opens a session of its own, which tells the client to connect anew.
 Behind a load balancer all requests of a session therefore belong on one node.
 
-Source: PROTOCOL 1.10.
+Source: docs/pusher-compatibility.md 1.10.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ r"""The lines of pusher-js's HTTP transports, made from ready WebSocket frames. 
 A line is a letter and JSON: `o{}` opened, `a["…",…]` messages, `h` heartbeat, `c[code,"reason"]`
 closed; each ends with `\n`.
 
-Source: PROTOCOL 1.10.
+Source: docs/pusher-compatibility.md 1.10.
 """
 
 from __future__ import annotations

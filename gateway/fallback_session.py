@@ -8,7 +8,7 @@ pusher-js opens the next stream when it has read more than 256 KiB of one, and d
 not read of the old one then. So a stream that has carried that much is left silent: everything
 later waits for the next one, and nothing is lost.
 
-Source: PROTOCOL 1.10, 1.4.
+Source: docs/pusher-compatibility.md 1.10, 1.4.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@
 - **Cheap.** One `write` per socket and batch, of the same bytes object: no task, no copy, no JSON
   per socket.
 
-Source: FINDINGS (fan-out), DESIGN 4.
+Source: docs/decisions.md (measured), docs/architecture.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A body is the complete JSON of one event; a frame is a body behind its WebSocket header. Both are
 bytes, made once and then shared by every socket that they are written to. Pure.
 
-Source: PROTOCOL 1.2 (which `data` is a JSON string), RFC 6455 section 5.2.
+Source: docs/pusher-compatibility.md 1.2 (which `data` is a JSON string), RFC 6455 section 5.2.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Messages come in as JSON text and become structs here; effects are what the pure protocol asks
 its shell to do. Pure.
 
-Source: PROTOCOL 1.3.
+Source: docs/pusher-compatibility.md 1.3.
 """
 
 from __future__ import annotations

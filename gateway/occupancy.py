@@ -15,7 +15,8 @@ What every implementation promises:
 - **Leased.** A dead node's numbers vanish when its lease runs out, each told once by a survivor.
 - When the store comes back without its data each node enters its numbers again, unannounced.
 
-Source: PROTOCOL 1.3 (`subscription_count`), 1.8 (online), 2.3 (`channel_occupied`).
+Source: docs/pusher-compatibility.md 1.3 (`subscription_count`), 1.8 (online),
+2.3 (`channel_occupied`).
 """
 
 from __future__ import annotations

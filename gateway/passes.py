@@ -1,6 +1,6 @@
 """The session-token view: a signed pass with which the media server lets somebody in. Pure.
 
-In a pass instants are epoch seconds (DESIGN 1): `nbf` and `exp` are JWT claims.
+In a pass instants are epoch seconds (docs/protocol.md): `nbf` and `exp` are JWT claims.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ What every implementation promises:
   remove them, each once, even if a node dies while doing so.
 - When the store comes back without its data, each node enters its own entries again.
 
-Source: DESIGN 4, PROTOCOL 1.3.
+Source: docs/architecture.md, docs/pusher-compatibility.md 1.3.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Bodies in, problem documents out: what every HTTP face of the gateway does the same way.
 
-Source: RFC 9457, DESIGN 1.
+Source: RFC 9457, docs/protocol.md.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ effects. Subscribing is the one effect that takes time; while it is under way th
 depend on it wait in a bounded inbox, so that a connection's messages act in the order they came.
 Pings, client events and commands on other channels don't wait.
 
-Source: PROTOCOL 1.2-1.8, DESIGN 1.
+Source: docs/pusher-compatibility.md 1.2-1.8, docs/protocol.md.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _NOTHING: Final[tuple[Effect, ...]] = ()
 _PONG: Final[tuple[Effect, ...]] = (Send(frames.PONG_FRAME),)
 _NO_INFO: Final = b"{}"
 
-# PROTOCOL 1.8 and 1.6; neither is worth a setting.
+# docs/pusher-compatibility.md 1.8 and 1.6; neither is worth a setting.
 WATCHLIST_MAX: Final = 100
 USER_ID_MAX: Final = 128
 

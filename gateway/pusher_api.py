@@ -6,7 +6,7 @@ routing and middleware, decodes once and encodes each channel's body once for th
 Who has not proved to be an app learns nothing of any: an unknown key, an unknown app and a wrong
 signature are one answer. An app that asks for another one's address is told that there is nothing.
 
-Source: PROTOCOL 2.1, 2.2.
+Source: docs/pusher-compatibility.md 2.1, 2.2.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ An app's own connections on this node are counted exactly. Those on other nodes 
 `LOOK_EVERY_S` instead of for each connection, so nobody waits for Redis to connect: in that time
 nodes together may let in more than `max_connections`, by what the others let in.
 
-Source: PROTOCOL 1.9 (4004).
+Source: docs/pusher-compatibility.md 1.9 (4004).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ are torn down and made anew. After a reconnect everything wanted is subscribed a
 last confirmation is in, `on_gap` is called: what was published in between is lost. Until then
 publishing is refused, because this node itself would miss it.
 
-Source: FINDINGS (Redis), DESIGN 4.
+Source: docs/decisions.md (measured), docs/architecture.md.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Those of one loop turn leave in one write, answers come back in order, and nobod
 the timeout: a frozen server fails calls, it does not block them. There is no pool to run dry and
 no task per command.
 
-Source: FINDINGS (Redis).
+Source: docs/decisions.md (measured).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ same call tells it what to make good:
 Every script that changes entries compares the epoch that the node knows with the one in Redis, so
 that no change slips in between a loss and its discovery.
 
-Source: DESIGN 4 (presence).
+Source: docs/architecture.md.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ link standing, with growing, jittered pauses between attempts. `RedisCommands` r
 one link: those of one loop turn leave in one write, answers come back in order, and nobody waits
 longer than the timeout. There is no pool to run dry and no task per command.
 
-Source: FINDINGS (Redis), DESIGN 4.
+Source: docs/decisions.md (measured), docs/architecture.md.
 """
 
 from __future__ import annotations

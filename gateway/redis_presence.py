@@ -6,7 +6,7 @@ Names, behind the prefix: `{app}:presence:{channel}:users` (user id -> user_info
 Leaves that could not be made are kept and made at the next renewal of the lease. After a loss of
 Redis' data they are entered again first, like what stands, so that their end is announced.
 
-Source: DESIGN 4 (presence).
+Source: docs/architecture.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Every call carries a bearer JWT. An `Idempotency-Key` header (1-64 characters) is the command's
 `request_id`: sent again, it gives the same answer and no second effect.
 
-Source: DESIGN 1; requirements (`DELETE /goals/{goal_id}`).
+Source: docs/protocol.md; requirements (`DELETE /goals/{goal_id}`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Pure. The libraries of the field differ in what they escape and in which path they sign, so the
 raw path is tried before the decoded one, and every pair of the query is decoded before joining.
 
-Source: PROTOCOL 2.1.
+Source: docs/pusher-compatibility.md 2.1.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ What a client gets for a broken frame: `pusher:error` and the RFC's close code, 
 frame is answered by `pusher:error` and ignored: closing would only make the same client send it
 again after reconnecting. Permessage-deflate is refused, because ready frames are uncompressed.
 
-Source: DESIGN 4, FINDINGS (sockets), RFC 6455, PROTOCOL 1.1, 1.4, 1.9.
+Source: docs/architecture.md, docs/decisions.md (measured), RFC 6455,
+docs/pusher-compatibility.md 1.1, 1.4, 1.9.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ channel -> presence -> `subscription_succeeded` -> that event, or `cache_miss` -
 one's own channel -> the pushes that came meanwhile -> live. What arrives before the connection is
 live waits behind its gate.
 
-Source: DESIGN 4 (subscribe), DESIGN 1 (`goal.snapshot`), PROTOCOL 1.6 (cache channels).
+Source: docs/architecture.md (subscribing), docs/protocol.md (`goal.snapshot`),
+docs/pusher-compatibility.md 1.6 (cache channels).
 """
 
 from __future__ import annotations

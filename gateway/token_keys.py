@@ -3,7 +3,7 @@
 A key's type decides its algorithm, so a token's header can choose none (no `none`, no HS256 with
 a public key as the secret).
 
-Source: DESIGN 1 (settings), RFC 7517, RFC 8725.
+Source: docs/settings.md, RFC 7517, RFC 8725.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ subscribed to it. No client can name that channel: `#` is reserved.
 Watching: hidden channels -> who is online now -> one `watchlist_events` frame -> what has come
 meanwhile. A user in both is told twice, which changes nothing.
 
-Source: PROTOCOL 1.2, 1.8.
+Source: docs/pusher-compatibility.md 1.2, 1.8.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ What an implementation promises:
   counted.
 - Endpoints wait for nobody but themselves.
 
-Source: PROTOCOL 2.3.
+Source: docs/pusher-compatibility.md 2.3.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Schema only, no behaviour. Beanie validates what is read and creates the indexes;
 `persistence.store` says why writes are atomic updates on the collections instead of `save()`.
 
-Source: requirements (field names), DESIGN 3 and 4.
+Source: requirements (field names), docs/decisions.md, docs/architecture.md.
 """
 
 from datetime import datetime

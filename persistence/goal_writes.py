@@ -66,7 +66,7 @@ class SessionWrite:
     cleans_up: bool = False
 
     def pipeline(self) -> list[Row]:
-        """The update; every value that is not an expression is a literal (FINDINGS)."""
+        """The update; every value that is not an expression is a literal."""
         stages: list[Row] = [
             {
                 "$set": {
@@ -130,7 +130,7 @@ class GoalWrite:
     after: Goal
 
     def update(self) -> list[Row]:
-        """The pipeline of the compare-and-set; what comes from outside is a literal (FINDINGS).
+        """The pipeline of the compare-and-set; what comes from outside is a literal.
 
         New entries queue up behind those that are still on their way, and then owner and lease
         stay theirs: whoever delivers them goes on with these.

@@ -133,7 +133,7 @@ class Store:
         self._settled = client.get_database(database, read_concern=ReadConcern("majority"))
         # Asks a majority before it answers, so that what it finds can't be undone.
         self._certain = client.get_database(database, read_concern=ReadConcern("linearizable"))
-        # FIFO: the driver's pool is not fair (FINDINGS), a semaphore is.
+        # FIFO: the driver's pool is not fair, a semaphore is.
         self._turns = asyncio.Semaphore(options.concurrency)
         self._waiting = 0
         self._session_locks: WeakValueDictionary[object, asyncio.Lock] = WeakValueDictionary()
@@ -320,7 +320,7 @@ class Store:
             self._waiting -= 1
 
     def session_lock(self, session_id: object) -> asyncio.Lock:
-        """The lock that spares transactions on one hot Session their conflicts (FINDINGS).
+        """The lock that spares transactions on one hot Session their conflicts.
 
         It only saves work: between processes the database decides.
         """

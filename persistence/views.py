@@ -1,6 +1,6 @@
 """Documents as they appear outside: JSON-ready, under the requirements' field names.
 
-`id` is 24 hex digits, instants are RFC 3339 in UTC with milliseconds (DESIGN 1). What only Duet
+`id` is 24 hex digits, instants are RFC 3339 in UTC with milliseconds. What only Duet
 needs (outbox, leases) does not appear.
 """
 

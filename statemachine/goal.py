@@ -5,7 +5,7 @@ goal, a command and the time, and returns a `Decision` (what to write) or a `Rej
 answer). Races are not decided here but by the database, which accepts a decision only when the
 goal is still as it was.
 
-Source: DESIGN 2 (the state machine) and 3 (how the requirements are read).
+Source: docs/state-machine.md, docs/decisions.md (how the requirements are read).
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class RejectionCode(StrEnum):
 
 
 class Rule(NamedTuple):
-    """One line of the table of DESIGN 2."""
+    """One line of the table of docs/state-machine.md."""
 
     source: GoalState
     command: CommandName

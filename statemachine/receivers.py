@@ -4,7 +4,7 @@ A receiver is pure: it is given the `Occurrence` of a signal and returns effects
 performs: those of the commit phase inside the transaction that changes the goal, those of the
 deliver phase after it, from the goal's outbox, until each has succeeded.
 
-Source: requirements (`goal.ended` and its receivers), DESIGN 3.
+Source: requirements (`goal.ended` and its receivers), docs/receivers.md.
 """
 
 from __future__ import annotations
@@ -451,7 +451,7 @@ _BOTH: Final = _INVITATION | _SHOW
 
 
 def standard_receivers() -> Registry:
-    """The receivers of DESIGN 3 and those of the other signals.
+    """The receivers of docs/receivers.md and those of the other signals.
 
     Within the deliver phase the caches go first: who has seen an event reads nothing stale.
     """

@@ -29,3 +29,16 @@ def test_every_route_of_the_pusher_api_is_documented(address: str) -> None:
     pattern = re.escape(path).replace(r"\*", r"{\w+}")
 
     assert re.search(rf" {pattern}[`?]", (DOCS / "backends.md").read_text())
+
+
+def test_every_link_of_the_documentation_leads_somewhere() -> None:
+    pages = [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]
+    links = [
+        (page, link)
+        for page in pages
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+        if not link.startswith("http")
+    ]
+
+    assert links
+    assert [(page.name, to) for page, to in links if not (page.parent / to).exists()] == []

@@ -1,7 +1,7 @@
 """The shape `idle`: subscribed sockets to which nothing is published.
 
-They do what clients do: who has heard nothing for the activity timeout pings (pusher-js, PROTOCOL
-1.4), and answers when it is pinged itself. Their pings are spread evenly, as of clients that came
+They do what clients do: who has heard nothing for the activity timeout pings (pusher-js does),
+and answers when it is pinged itself. Their pings are spread evenly, as of clients that came
 at different times. A peer's sockets are silent: that favours the peer.
 """
 

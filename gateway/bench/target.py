@@ -212,7 +212,7 @@ class GatewayTarget:
         return client_message("pusher:subscribe", {"channel": channel, "auth": auth})
 
     def publish_request(self, channel: str, event: str, data: str) -> bytes:
-        """The signed call of the Pusher HTTP API (PROTOCOL 2.1)."""
+        """The signed call of the Pusher HTTP API (docs/pusher-compatibility.md 2.1)."""
         return self._signed_call("events", {"name": event, "channels": [channel], "data": data})
 
     def batch_request(self, channels: Sequence[str], event: str, data: str) -> bytes:

@@ -9,7 +9,7 @@ import { emit, serve } from "./lines.mjs";
 
 let pusher = null;
 
-// How the app proves to the gateway who its user is; DESIGN 1 names the ways.
+// How the app proves to the gateway who its user is; docs/protocol.md names the ways.
 const authorizers = {
   // The gateway signs for the bearer of a JWT.
   endpoint: ({ url, token }) => ({

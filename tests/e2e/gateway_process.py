@@ -196,7 +196,7 @@ class Gateway:
             )
 
     async def publish(self, channels: list[str], event: str, data: Any) -> httpx.Response:
-        """A signed event of the Pusher HTTP API (PROTOCOL 2.1)."""
+        """A signed event of the Pusher HTTP API (docs/pusher-compatibility.md 2.1)."""
         path = f"/apps/{APP_ID}/events"
         body = json.dumps({"name": event, "channels": channels, "data": json.dumps(data)})
         query = {

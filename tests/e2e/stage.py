@@ -166,7 +166,7 @@ _HEARD_BY_STREAMER = {
 
 
 def to_streamer(event: str, streamer: Party) -> list[Push]:
-    """The event on each of the streamer's channels on which it goes (DESIGN 1)."""
+    """The event on each of the streamer's channels on which it goes."""
     return [(event, getattr(streamer, channel)) for channel in _HEARD_BY_STREAMER[event]]
 
 

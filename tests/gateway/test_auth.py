@@ -33,7 +33,7 @@ NOW = datetime(2026, 11, 22, 17, 25, tzinfo=UTC)
 SECRET = "a-secret-that-is-long-enough-for-every-kind-of-hmac-there-is-in-jwt"
 KEYS = KeySet({None: secret_key(SECRET)})
 
-# The documentation's vectors (PROTOCOL 1.5).
+# The documentation's vectors (docs/pusher-compatibility.md 1.5).
 DOCUMENTED = App(id="3", key="278d425bdf160c739803", secret="7ad3773142a6692b25b8")
 SOCKET = "1234.1234"
 PRIVATE = "58df8b0c36d6982b82c3ecf6b4662e34fe8c25bba48f5369f135bf843651c3a4"

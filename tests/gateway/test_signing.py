@@ -9,7 +9,7 @@ import pytest
 from gateway.apps import App
 from gateway.signing import SignedQuery, signed_paths
 
-# The documentation's vector (PROTOCOL 2.1).
+# The documentation's vector (docs/pusher-compatibility.md 2.1).
 APP = App(id="3", key="278d425bdf160c739803", secret="7ad3773142a6692b25b8")
 BODY = b'{"name":"foo","channels":["project-3"],"data":"{\\"some\\":\\"data\\"}"}'
 AT = 1353088179

@@ -1,4 +1,4 @@
-"""The shapes of `duet bench` at the sizes of DESIGN 7, on embedded MongoDB and Redis.
+"""The shapes of `duet bench` at the sizes that are promised, on embedded MongoDB and Redis.
 
 What they assert holds on any machine; the figures are printed (`pytest -m load -s`).
 """

@@ -225,7 +225,7 @@ def test_a_show_that_ends_frees_the_stream_only_if_it_is_the_shows() -> None:
 
 
 def test_values_in_a_pipeline_are_literals() -> None:
-    """A string that begins with a dollar sign is a value, not a path (FINDINGS)."""
+    """A string that begins with a dollar sign is a value, not a path."""
     write = SessionWrite(
         guard={"_id": SESSION_ID},
         set_fields={"status.exclusive_to": ["$viewers"]},

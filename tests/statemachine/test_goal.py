@@ -1,4 +1,4 @@
-"""The table of DESIGN 2, cell by cell, and what stands beside it: times, terms, people."""
+"""The table of the goal's states, cell by cell, and what stands beside it: times, terms, people."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.statemachine.builders import MILLISECOND, NOW, STREAMER, VIEWER, comm
 
 
 class Cell(NamedTuple):
-    """What DESIGN 2 says of an allowed command, in its own words."""
+    """What the design says of an allowed command, in its own words."""
 
     target: str
     movement: str | None = None
@@ -39,7 +39,7 @@ class Cell(NamedTuple):
     outcome: str | None = None
 
 
-# Written down from DESIGN 2 and not derived from the code: state, command, role -> cell.
+# Written down from the design and not derived from the code: state, command, role -> cell.
 ALLOWED: dict[tuple[str, str, str], Cell] = {
     ("none", "invite", "viewer"): Cell("invited", "hold"),
     ("invited", "agree", "streamer"): Cell("agreed"),

@@ -39,7 +39,7 @@ from tests.statemachine.builders import NOW, occurrence
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Signal, `_cls` and phase -> who runs, in order. Written down from DESIGN 3, not from the code.
+# Signal, `_cls` and phase -> who runs, in order. From the requirements, not from the code.
 RUNS: dict[tuple[str, str, str], list[str]] = {
     ("goal.ended", "TriggerExclusiveGoal", "commit"): [
         "set_embedded_goal_ended",
