@@ -51,6 +51,21 @@ if TYPE_CHECKING:
 READY_WITHIN_S = 30.0
 _NUMBERS = itertools.count(1)
 
+# What every child would import by itself otherwise: the programs that start it, which Python
+# imports in it once more, and what a gateway imports only when it starts. The order counts.
+_PRELOADED = (
+    __name__,
+    "gateway.cli",
+    "pytest",
+    "certifi",
+    "httpcore",
+    "tomllib",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.auto",
+    "uvloop",
+    "tests.faults.frozen",
+)
+
 # What a caller sees of a process that dies amid its call, or is dead already.
 DIED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.ConnectError, httpx.WriteError)
 
@@ -159,7 +174,7 @@ def _end_with_parent() -> None:
 @cache
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__])
+    context.set_forkserver_preload(list(_PRELOADED))
     return context
 
 

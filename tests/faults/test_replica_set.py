@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from persistence.embedded_process import ServerGuard
     from tests.e2e.books import Books
     from tests.e2e.gateway_process import Stores
-    from tests.faults.chaos import Stream
+    from tests.faults.chaos_stream import Stream
     from tests.faults.forked_gateway import ForkedGateway
 
 # A command's own second (`tests.faults.chaos`) and what a busy machine adds to it.
