@@ -6,31 +6,20 @@ and what is under way ends, then the connections to Redis and MongoDB are closed
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from gateway.deliver import Deliverer
 from gateway.escrow_client import EscrowClient
 from gateway.escrow_worker import EscrowWorker, warn_of_waiting_calls
 from gateway.extensions import ExtensionError, receivers_with
 from gateway.goal_commands import GoalCommands
-from gateway.node import Node, new_node_id
-from gateway.occupancy import counted_channels
+from gateway.node import Node
 from gateway.parts import Parts
-from gateway.redis_broker import RedisBroker
-from gateway.redis_cache import RedisCache
-from gateway.redis_client import redis_client
-from gateway.redis_lease import RedisLease
-from gateway.redis_occupancy import RedisOccupancy
-from gateway.redis_once import PublishOnce
-from gateway.redis_passes import PassCache
-from gateway.redis_presence import RedisPresence
-from gateway.redis_rates import ApiRates
-from gateway.redis_webhooks import HookTiming, RedisWebhooks
+from gateway.publisher import NodePublisher
+from gateway.redis_parts import redis_parts
 from gateway.settings import SettingsError
 from gateway.telemetry import Telemetry
 from gateway.token_keys import authorizer_of
-from gateway.users import online_announcements
 from gateway.webhook_sender import WebhookSender
 from persistence.clock import Clock
 from persistence.deadlines import Deadlines
@@ -42,82 +31,24 @@ from persistence.store import Store, StoreOptions
 from statemachine.goal import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
     from contextlib import AsyncExitStack
-    from typing import Any
 
     from gateway.apps import Apps
-    from gateway.broker import Publication
-    from gateway.presence import Presence
-    from gateway.redis_client import RedisClient
+    from gateway.redis_parts import RedisParts
     from gateway.settings import Settings
     from gateway.token_keys import FixedAuthorizer, JwksAuthorizer
     from statemachine.receivers import Registry
 
-# A cached view of a pass is handed out this long; the pass in it outlives it by far.
-_VIEW_TTL_S: Final = 60
 # Of a command's time, what the database may take; the rest is for the reply.
 _STORE_SHARE: Final = 0.8
 # A claim ends sooner than the lease, so that whoever takes it over has also done the work by then.
 _CLAIM_SHARE: Final = 0.8
 # Of a command's time, what dropping cached views may take before the reply goes out without.
 _DROP_SHARE: Final = 0.15
-# How long a cancelled loop may take to end before it is asked again.
-_ASK_AGAIN_S: Final = 0.2
 
 
 class StartError(Exception):
     """The gateway can't be started; the message is one line for a person."""
-
-
-class _NodePublisher:
-    """What the deliver phase needs of the node and of presence.
-
-    Attributes:
-        loops: What the deliverer spawns when it starts: tasks that end only by being cancelled.
-    """
-
-    __slots__ = ("_node", "_presence", "_starting", "loops")
-
-    def __init__(self, node: Node, presence: Presence) -> None:
-        self._node = node
-        self._presence = presence
-        self._starting = True
-        self.loops: list[asyncio.Task[None]] = []
-
-    def started(self) -> None:
-        """From here on tasks end by themselves."""
-        self._starting = False
-
-    async def publish(self, publications: Sequence[Publication]) -> None:
-        """Publishes; raises `BrokerUnavailable`."""
-        await self._node.publish(publications)
-
-    async def drop_channel_data(self, streamer_id: str) -> None:
-        """Drops cached channel data on every node; raises `BrokerUnavailable`."""
-        await self._node.drop_channel_data(streamer_id)
-
-    async def presence_user_ids(self, app_id: str, channel: str) -> list[str]:
-        """The users present in a channel; raises `BrokerUnavailable`."""
-        return list(await self._presence.members(app_id, channel))
-
-    def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
-        """Runs a task that the node owns."""
-        task = self._node.spawn(coroutine, name)
-        if self._starting:
-            self.loops.append(task)
-
-    async def stop_loops(self) -> None:
-        """Ends the loops before the node, which would give them its whole grace to end.
-
-        A cancelled call of PyMongo may return as if nothing had been asked (`asyncio.wait_for` of
-        Python 3.11 loses a cancellation that comes with the answer), so each is asked until it is
-        done. Without this a stop once took for ever.
-        """
-        while running := [task for task in self.loops if not task.done()]:
-            for task in running:
-                task.cancel()
-            await asyncio.wait(running, timeout=_ASK_AGAIN_S)
 
 
 async def open_parts(
@@ -167,7 +98,7 @@ async def open_parts(
     if escrow is not None:
         stack.push_async_callback(escrow.close)
     goals = Goals(store, registry, _limits(settings), escrow)
-    publisher = _NodePublisher(node, redis.presence)
+    publisher = NodePublisher(node, redis.presence)
     deliverer = Deliverer(
         store=store,
         registry=registry,
@@ -261,71 +192,17 @@ def _authorizer(settings: Settings) -> FixedAuthorizer | JwksAuthorizer:
         raise StartError(str(error)) from None
 
 
+def _redis_parts(settings: Settings, apps: Apps) -> RedisParts:
+    try:
+        return redis_parts(settings, apps)
+    except SettingsError as error:
+        raise StartError(str(error)) from None
+
+
 def _pass_key(settings: Settings) -> str:
     if settings.pass_key is None:
         raise StartError("DUET_PASS_SECRET: must be set when DUET_JWT_SECRET is not")
     return settings.pass_key
-
-
-class _RedisParts(NamedTuple):
-    """Everything that speaks to Redis."""
-
-    client: RedisClient
-    broker: RedisBroker
-    presence: RedisPresence
-    occupancy: RedisOccupancy
-    online: RedisOccupancy
-    app_connections: RedisOccupancy
-    cache: RedisCache
-    passes: PassCache
-    once: PublishOnce
-    rates: ApiRates
-    webhooks: RedisWebhooks
-
-
-def _redis_parts(settings: Settings, apps: Apps) -> _RedisParts:
-    """Built, not yet connected: they begin to try when the node starts.
-
-    Raises:
-        StartError: There is no address, or none that a Redis can have.
-    """
-    if settings.redis_url is None:
-        raise StartError("DUET_REDIS_URL: must be the address of a Redis or Valkey")
-    prefix, node_id = settings.redis_prefix, new_node_id(settings)
-    try:
-        client = redis_client(settings.redis_url, settings.redis_timeout_s)
-        broker = RedisBroker(
-            settings.redis_url, prefix, node_id, settings.redis_timeout_s, settings.cache_ttl_s
-        )
-    except ValueError as error:
-        raise StartError(f"DUET_REDIS_URL: {error}") from None
-    lease = RedisLease(broker.commands, prefix, node_id, settings.node_lease_s)
-    hooks = RedisWebhooks(broker.commands, prefix, apps.by_id, _hook_timing(settings))
-    presence = RedisPresence(broker.commands, prefix, lease, settings.presence_max_members, hooks)
-    return _RedisParts(
-        client=client,
-        broker=broker,
-        presence=presence,
-        occupancy=RedisOccupancy(
-            broker.commands, prefix, lease, "occupancy", counted_channels(apps.by_id), hooks=hooks
-        ),
-        online=RedisOccupancy(broker.commands, prefix, lease, "online", online_announcements),
-        app_connections=RedisOccupancy(broker.commands, prefix, lease, "connections"),
-        cache=RedisCache(broker, prefix, hooks),
-        passes=PassCache(client, prefix, _VIEW_TTL_S),
-        once=PublishOnce(broker, prefix),
-        rates=ApiRates(broker.commands, prefix),
-        webhooks=hooks,
-    )
-
-
-def _hook_timing(settings: Settings) -> HookTiming:
-    return HookTiming(
-        delay_s=settings.webhook_delay_s,
-        give_up_s=settings.webhook_give_up_s,
-        # A call, reading before it, noting behind it; then the node that made it is dead.
-        claim_s=settings.webhook_timeout_s + 3 * settings.redis_timeout_s,
-    )
 
 
 async def open_store(settings: Settings, clock: Clock) -> Store:
