@@ -45,8 +45,12 @@ class Quotas:
 
     def count(self, app: App, change: int) -> None:
         """Counts a connection that has come (1) or gone (-1)."""
-        count = self._here[app.id] = self._here.get(app.id, 0) + change
-        self._node.telemetry.app_connections.labels(app.id).set(count)
+        before = self._here.get(app.id)
+        if before is None:
+            # Read when it is asked for: finding the label costs more than counting.
+            gauge = self._node.telemetry.app_connections.labels(app.id)
+            gauge.set_function(lambda: self._here[app.id])
+        count = self._here[app.id] = (before or 0) + change
         if app.max_connections:
             self._cluster.report(app.id, _ALL, count)
 
