@@ -1,32 +1,24 @@
 """`duet bench SHAPE`: the registry of shapes, each a command with the options that it has."""
 
-import contextlib
-import os
-import secrets
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from enum import StrEnum
-from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from gateway.bench.errors import BenchError
-
-if TYPE_CHECKING:
-    from gateway.bench.results import Report
-    from gateway.bench.stage import Stage
-    from gateway.bench.target import GatewayTarget
-
-
-class Peer(StrEnum):
-    """The servers of `gateway.bench.peers`."""
-
-    BUN = "bun"
-    SOCKET_IO = "socket.io"
-    WS = "ws"
-    C = "c"
-
+from gateway.bench.launch import check_files, launch
+from gateway.bench.options import (
+    Against,
+    EventBytes,
+    Json,
+    MongoDB,
+    Plot,
+    Processes,
+    Redis,
+    Repeats,
+    Seconds,
+    Warmup,
+    processes_for,
+)
 
 app = typer.Typer(
     help="Load tests on a real gateway, MongoDB and Redis: progress bar, table, JSON, plot.",
@@ -34,38 +26,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-# What every shape can be told.
-_Repeats = Annotated[int, typer.Option(min=1, max=1000, help="Measured repeats of each row.")]
-_Seconds = Annotated[
-    float, typer.Option(min=0.05, max=3600, help="At least so long is each repeat, in seconds.")
-]
-_Warmup = Annotated[
-    float, typer.Option(min=0, max=600, help="Seconds before each row that are not measured.")
-]
-_Json = Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")]
-_Plot = Annotated[Path | None, typer.Option("--plot", help="Write a plot: .png, .svg or .pdf.")]
-_MongoDB = Annotated[
-    str | None,
-    typer.Option(envvar="DUET_MONGODB_URL", help="A replica set, instead of an embedded one."),
-]
-_Redis = Annotated[
-    str | None, typer.Option(envvar="DUET_REDIS_URL", help="A Redis, instead of an embedded one.")
-]
-_Against = Annotated[
-    list[Peer],
-    typer.Option(help="A server to measure in turn with Duet, in the same run; repeatable."),
-]
-
-_EventBytes = Annotated[
-    int, typer.Option(min=64, max=60_000, help="Length of an event as a subscriber gets it.")
-]
-_Processes = Annotated[
-    int | None,
-    typer.Option(min=1, max=64, help="Processes that count; default: cores - 1, at most 4."),
-]
-
-Shape = Callable[["GatewayTarget", "Stage"], Coroutine[Any, Any, "Report"]]
 
 
 @app.command()
@@ -76,16 +36,16 @@ def fanout(
     burst: Annotated[
         list[int], typer.Option(min=1, max=1024, help="Publications outstanding; repeatable.")
     ] = [1, 8, 64],  # noqa: B006 - typer copies it
-    event_bytes: _EventBytes = 300,
-    processes: _Processes = None,
-    against: _Against = [],  # noqa: B006 - typer copies it
-    repeats: _Repeats = 5,
-    seconds: _Seconds = 1.0,
-    warmup: _Warmup = 0.5,
-    json_file: _Json = None,
-    plot_file: _Plot = None,
-    mongodb_url: _MongoDB = None,
-    redis_url: _Redis = None,
+    event_bytes: EventBytes = 300,
+    processes: Processes = None,
+    against: Against = [],  # noqa: B006 - typer copies it
+    repeats: Repeats = 5,
+    seconds: Seconds = 1.0,
+    warmup: Warmup = 0.5,
+    json_file: Json = None,
+    plot_file: Plot = None,
+    mongodb_url: MongoDB = None,
+    redis_url: Redis = None,
 ) -> None:
     """Deliveries a second and CPU per delivery of one public channel with many sockets."""
     from gateway.bench import fanout as shape
@@ -95,9 +55,9 @@ def fanout(
         sockets=sockets,
         bursts=tuple(sorted(set(burst))),
         event_bytes=event_bytes,
-        processes=_processes(processes, sockets),
+        processes=processes_for(processes, sockets),
     )
-    _run(
+    launch(
         lambda target, stage: shape.run(target, stage, options),
         Plan(repeats=repeats, seconds=seconds, warmup_s=warmup),
         sockets=sockets,
@@ -124,16 +84,16 @@ def rooms(
     batch: Annotated[
         int, typer.Option(min=1, max=10, help="Publications in an HTTP call; 1 against peers.")
     ] = 1,
-    event_bytes: _EventBytes = 300,
-    processes: _Processes = None,
-    against: _Against = [],  # noqa: B006 - typer copies it
-    repeats: _Repeats = 5,
-    seconds: _Seconds = 3.0,
-    warmup: _Warmup = 1.0,
-    json_file: _Json = None,
-    plot_file: _Plot = None,
-    mongodb_url: _MongoDB = None,
-    redis_url: _Redis = None,
+    event_bytes: EventBytes = 300,
+    processes: Processes = None,
+    against: Against = [],  # noqa: B006 - typer copies it
+    repeats: Repeats = 5,
+    seconds: Seconds = 3.0,
+    warmup: Warmup = 1.0,
+    json_file: Json = None,
+    plot_file: Plot = None,
+    mongodb_url: MongoDB = None,
+    redis_url: Redis = None,
 ) -> None:
     """Many channels with few sockets: what a publication costs, and apart from it a delivery."""
     from gateway.bench import rooms as shape
@@ -146,9 +106,9 @@ def rooms(
         in_flight=in_flight,
         batch=batch,
         event_bytes=event_bytes,
-        processes=_processes(processes, channels),
+        processes=processes_for(processes, channels),
     )
-    _run(
+    launch(
         lambda target, stage: shape.run(target, stage, options),
         Plan(repeats=repeats, seconds=seconds, warmup_s=warmup),
         sockets=(sockets + 1) * channels,
@@ -168,24 +128,24 @@ def connect(
     in_flight: Annotated[
         int, typer.Option(min=1, max=28_000, help="Sockets on their way at the same time.")
     ] = 256,
-    processes: _Processes = None,
-    against: _Against = [],  # noqa: B006 - typer copies it
-    repeats: _Repeats = 3,
-    seconds: _Seconds = 1.0,
-    warmup: _Warmup = 0.5,
-    json_file: _Json = None,
-    plot_file: _Plot = None,
-    mongodb_url: _MongoDB = None,
-    redis_url: _Redis = None,
+    processes: Processes = None,
+    against: Against = [],  # noqa: B006 - typer copies it
+    repeats: Repeats = 3,
+    seconds: Seconds = 1.0,
+    warmup: Warmup = 0.5,
+    json_file: Json = None,
+    plot_file: Plot = None,
+    mongodb_url: MongoDB = None,
+    redis_url: Redis = None,
 ) -> None:
     """Connections and subscriptions a second, public and signed; memory of a socket."""
     from gateway.bench import connect as shape
     from gateway.bench.stage import Plan
 
     options = shape.ConnectOptions(
-        sockets=sockets, in_flight=in_flight, processes=_processes(processes, sockets)
+        sockets=sockets, in_flight=in_flight, processes=processes_for(processes, sockets)
     )
-    _run(
+    launch(
         lambda target, stage: shape.run(target, stage, options),
         Plan(repeats=repeats, seconds=seconds, warmup_s=warmup),
         sockets=sockets,
@@ -206,15 +166,15 @@ def idle(
     ping_s: Annotated[
         float, typer.Option(min=1, max=3600, help="Silence after which a client pings, in seconds.")
     ] = 120,
-    processes: _Processes = None,
-    against: _Against = [],  # noqa: B006 - typer copies it
-    repeats: _Repeats = 3,
-    seconds: _Seconds = 30.0,
-    warmup: _Warmup = 5.0,
-    json_file: _Json = None,
-    plot_file: _Plot = None,
-    mongodb_url: _MongoDB = None,
-    redis_url: _Redis = None,
+    processes: Processes = None,
+    against: Against = [],  # noqa: B006 - typer copies it
+    repeats: Repeats = 3,
+    seconds: Seconds = 30.0,
+    warmup: Warmup = 5.0,
+    json_file: Json = None,
+    plot_file: Plot = None,
+    mongodb_url: MongoDB = None,
+    redis_url: Redis = None,
 ) -> None:
     """CPU and memory of subscribed sockets to which nothing is published."""
     from gateway.bench import idle as shape
@@ -224,9 +184,9 @@ def idle(
         sockets=sockets,
         per_channel=per_channel,
         ping_s=ping_s,
-        processes=_processes(processes, sockets),
+        processes=processes_for(processes, sockets),
     )
-    _run(
+    launch(
         lambda target, stage: shape.run(target, stage, options),
         Plan(repeats=repeats, seconds=seconds, warmup_s=warmup),
         sockets=sockets,
@@ -257,15 +217,15 @@ def storm(
     retry_s: Annotated[
         float, typer.Option(min=0.01, max=60, help="Wait after a failed attempt, in seconds.")
     ] = 1,
-    processes: _Processes = None,
-    against: _Against = [],  # noqa: B006 - typer copies it
-    repeats: _Repeats = 3,
-    seconds: _Seconds = 5.0,
-    warmup: _Warmup = 1.0,
-    json_file: _Json = None,
-    plot_file: _Plot = None,
-    mongodb_url: _MongoDB = None,
-    redis_url: _Redis = None,
+    processes: Processes = None,
+    against: Against = [],  # noqa: B006 - typer copies it
+    repeats: Repeats = 3,
+    seconds: Seconds = 5.0,
+    warmup: Warmup = 1.0,
+    json_file: Json = None,
+    plot_file: Plot = None,
+    mongodb_url: MongoDB = None,
+    redis_url: Redis = None,
 ) -> None:
     """Everybody reconnects at once: how soon all are back, and what others notice of it."""
     from gateway.bench import storm as shape
@@ -278,9 +238,9 @@ def storm(
         rate=rate,
         deadline_s=deadline_s,
         retry_s=retry_s,
-        processes=_processes(processes, sockets),
+        processes=processes_for(processes, sockets),
     )
-    _run(
+    launch(
         lambda target, stage: shape.run(target, stage, options),
         Plan(repeats=repeats, seconds=seconds, warmup_s=warmup),
         # A server may still hold some of those that were cut when they come back.
@@ -318,14 +278,14 @@ def agree(
     events: Annotated[
         float, typer.Option(min=0.1, max=1000, help="Events a second to each listener.")
     ] = 10,
-    processes: _Processes = None,
-    repeats: _Repeats = 3,
-    seconds: _Seconds = 5.0,
-    warmup: _Warmup = 1.0,
-    json_file: _Json = None,
-    plot_file: _Plot = None,
-    mongodb_url: _MongoDB = None,
-    redis_url: _Redis = None,
+    processes: Processes = None,
+    repeats: Repeats = 3,
+    seconds: Seconds = 5.0,
+    warmup: Warmup = 1.0,
+    json_file: Json = None,
+    plot_file: Plot = None,
+    mongodb_url: MongoDB = None,
+    redis_url: Redis = None,
 ) -> None:
     """Latency of agree to `stream.authorized`, and agree transactions a second."""
     from gateway.bench import agree as shape
@@ -338,10 +298,10 @@ def agree(
         callers=callers if hot else 0,
         listeners=listeners,
         events=events,
-        processes=_processes(processes, max(1, listeners)),
+        processes=processes_for(processes, max(1, listeners)),
     )
     plan = Plan(repeats=repeats, seconds=seconds, warmup_s=warmup)
-    _run(
+    launch(
         lambda target, stage: shape.run(target, stage, options),
         plan,
         sockets=2 * shape.pairs_needed(plan, options) + callers + listeners,
@@ -360,16 +320,16 @@ def chaos(
     seed: Annotated[int, typer.Option(help="Of what is random on our side.")] = 0,
     gateways: Annotated[int, typer.Option(min=1, max=16, help="Gateway processes.")] = 2,
     streams: Annotated[int, typer.Option(min=1, max=200, help="Streams at the same time.")] = 6,
-    json_file: _Json = None,
-    mongodb_url: _MongoDB = None,
-    redis_url: _Redis = None,
+    json_file: Json = None,
+    mongodb_url: MongoDB = None,
+    redis_url: Redis = None,
 ) -> None:
     """Gateways killed at random under load; a verdict on every promise. Needs a checkout."""
     from gateway.bench import chaos as shape
     from persistence.embedded import EmbeddedError
 
     try:
-        _check_files(json_file, None)
+        check_files(json_file, None)
         kept = shape.run(
             kills=kills,
             seed=seed,
@@ -384,109 +344,3 @@ def chaos(
         raise SystemExit(1) from None
     if not kept:
         raise SystemExit(1)
-
-
-def _processes(wanted: int | None, sockets: int) -> int:
-    """Processes of the generator: one core is the server's."""
-    return min(wanted or max(1, min(4, (os.cpu_count() or 2) - 1)), sockets)
-
-
-def _run(
-    shape: Shape,
-    plan: Any,
-    *,
-    sockets: int,
-    json_file: Path | None,
-    plot_file: Path | None,
-    mongodb_url: str | None,
-    redis_url: str | None,
-    against: Sequence[Peer] = (),
-    settings: Mapping[str, str] = MappingProxyType({}),
-) -> None:
-    """Starts everything, runs the shape, shows what it found; exit code 1 on errors and losses."""
-    from gateway.bench.show import plot_report, print_report
-    from persistence.embedded import EmbeddedError
-    from persistence.errors import StoreUnavailable
-
-    fault: BaseException | None = None
-    try:
-        _check_files(json_file, plot_file)
-        report = _measured(shape, plan, sockets, mongodb_url, redis_url, against, settings)
-        print_report(report)
-        if json_file is not None:
-            json_file.write_bytes(report.json())
-        if plot_file is not None:
-            plot_report(report, plot_file)
-        if report.delivery_ratio < 1:
-            fault = BenchError("not everything was delivered")
-    except* (BenchError, EmbeddedError, StoreUnavailable) as errors:
-        fault = _first(errors)
-    if fault is not None:
-        typer.echo(f"duet: {' '.join(str(fault).split())}", err=True)
-        raise SystemExit(1)
-
-
-def _check_files(json_file: Path | None, plot_file: Path | None) -> None:
-    """Finds out before a run of minutes that its results can't be written after it.
-
-    Raises:
-        BenchError: A file can't be written, or not as a plot.
-    """
-    from gateway.bench.show import check_plot_file
-
-    for file in filter(None, (json_file, plot_file)):
-        if file.is_dir() or not os.access(
-            file if file.exists() else file.absolute().parent, os.W_OK
-        ):
-            raise BenchError(f"{file} can't be written")
-    if plot_file is not None:
-        check_plot_file(plot_file)
-
-
-def _measured(
-    shape: Shape,
-    plan: Any,
-    sockets: int,
-    mongodb_url: str | None,
-    redis_url: str | None,
-    against: Sequence[Peer],
-    settings: Mapping[str, str],
-) -> "Report":
-    from gateway.bench.loop import run
-    from gateway.bench.peers.server import running_peers
-    from gateway.bench.show import progress_bar
-    from gateway.bench.stage import Stage
-    from gateway.bench.target import running_gateway_process
-    from gateway.bench.usage import allow_files
-    from persistence.embedded import start_embedded
-    from persistence.scratch import drop_database
-
-    allow_files(sockets)
-    database = f"duet_bench_{secrets.token_hex(4)}"
-    with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(progress_bar())
-        starting = progress.add_task("starting", total=3)
-        names = [peer.value for peer in dict.fromkeys(against)]
-        servers = stack.enter_context(start_embedded(mongodb_url=mongodb_url, redis_url=redis_url))
-        progress.advance(starting)
-        redis_pid = None if servers.redis is None else servers.redis.process.pid
-        peers = stack.enter_context(running_peers(names, servers.redis_url, redis_pid))
-        progress.advance(starting)
-        afterwards = stack.enter_context(contextlib.ExitStack())
-        target = stack.enter_context(
-            running_gateway_process(
-                servers.mongodb_url, database, servers.redis_url, redis_pid, settings
-            )
-        )
-        if servers.mongodb is None:
-            # Somebody else's MongoDB is left as it was, once the gateway has ended.
-            afterwards.callback(drop_database, servers.mongodb_url, database)
-        progress.advance(starting)
-        return run(shape(target, Stage(plan, progress, peers)))
-
-
-def _first(error: BaseException) -> BaseException:
-    """The fault inside nested groups that a person can do something about."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

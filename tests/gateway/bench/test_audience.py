@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from gateway.bench.audience import Tally
 from gateway.bench.crowd import share_of
 from gateway.bench.orders import Count, Room, stamped
+from gateway.bench.tally import Tally
 
 
 def tally_of(sockets: int, order: Count) -> Tally:
@@ -48,7 +48,7 @@ def test_what_one_socket_got_twice_does_not_hide_what_another_lost() -> None:
 def test_every_event_is_timed_however_reads_join_and_cut_them_outside_the_stamp(
     cut: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.bench.audience.time.monotonic", lambda: 2.0)
+    monkeypatch.setattr("gateway.bench.tally.time.monotonic", lambda: 2.0)
     event = b"." * 20 + b"at:" + stamped(1.5).encode() + b"." * 7
     stream = event * 6
     tally = tally_of(1, Count(round_bytes=0, event_bytes=len(event), stamp=b"at:"))

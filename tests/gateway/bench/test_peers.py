@@ -14,10 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway.bench import fanout
-from gateway.bench.cli import Peer, app
+from gateway.bench.cli import app
 from gateway.bench.errors import BenchError
 from gateway.bench.http import HttpConnection
 from gateway.bench.loop import run
+from gateway.bench.options import Peer
 from gateway.bench.peers import install
 from gateway.bench.peers.dialects import DIALECTS
 from gateway.bench.peers.server import PEERS, running_peers
