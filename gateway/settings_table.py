@@ -41,9 +41,10 @@ Duet is set by environment variables with the prefix `DUET_`, read once when a p
 An empty variable counts as unset. A value out of range, or a `DUET_…` variable that nothing
 reads, is named in one line when Duet starts. `duet doctor` looks at all of them.
 
-`duet serve` needs `DUET_MONGODB_URL`, `DUET_REDIS_URL`, `DUET_APPS_FILE` and exactly one of
-`DUET_JWT_SECRET`, `DUET_JWT_PUBLIC_KEY` and `DUET_JWT_JWKS_URL`. It refuses the demo's secrets,
-HS256 secrets under 32 bytes, a certificate without its key, and servers that don't answer.
+`duet serve` needs `DUET_MONGODB_URL`, `DUET_REDIS_URL`, `DUET_APPS_FILE` ([apps.md](apps.md)) and
+exactly one of `DUET_JWT_SECRET`, `DUET_JWT_PUBLIC_KEY` and `DUET_JWT_JWKS_URL`. It refuses the
+demo's secrets, HS256 secrets under 32 bytes, a certificate without its key, and servers that don't
+answer.
 
 This page is made from `gateway/settings.py` (`python -m gateway.settings_table`).
 """

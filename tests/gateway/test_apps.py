@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import tomllib
+from pathlib import Path
 
 import pytest
 
-from gateway.apps import DEMO_APP, App, Apps, AppsError, parse_apps, read_apps
+from gateway.apps import DEMO_APP, WEBHOOK_EVENTS, App, Apps, AppsError, parse_apps, read_apps
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+PAGE = Path(__file__).parent.parent.parent / "docs" / "apps.md"
 ONE = '[[apps]]\nid = "1"\nkey = "app-key"\nsecret = "s3cret"\n'
 
 
@@ -54,6 +53,19 @@ def test_every_key_of_the_design_is_read() -> None:
     assert app.authorized_only
     assert app.origins == ("example.com", "*.example.org", "localhost:3000")
     assert app.webhooks[0].events == ("channel_occupied", "member_removed")
+
+
+def test_the_documented_file_names_every_key_with_its_default() -> None:
+    text = PAGE.read_text().partition("```toml\n")[2].partition("```")[0]
+    documented = tomllib.loads(text)["apps"][0]
+    app = parse_apps(text).first
+
+    assert documented.keys() == set(App.__struct_fields__)
+    assert {event for hook in app.webhooks for event in hook.events} == WEBHOOK_EVENTS
+    plain = App(id=app.id, key=app.key, secret=app.secret)
+    examples = {"previous_secret", "origins", "webhooks"}
+    for field in documented.keys() - examples:
+        assert getattr(app, field) == getattr(plain, field), field
 
 
 @pytest.mark.parametrize(
