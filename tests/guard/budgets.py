@@ -21,7 +21,7 @@ BUDGETS: Final = {
     "publication": Costs(opcodes=408, calls=37, timers=1.1, turns=1),
     # The plain call of the HTTP API, to a channel without subscribers: its body is read, the event
     # is built once (event, channel and data are encoded), nothing more.
-    "http publish": Costs(opcodes=1261, calls=121, json=4, futures=1, timers=1, turns=1),
+    "http publish": Costs(opcodes=1298, calls=125, json=4, futures=1, turns=1),
     # A browser's upgrade, to connection_established.
     "connect": Costs(opcodes=1470, calls=163, json=3),
     # A signed subscription to a channel that the node hears already.
