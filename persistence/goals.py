@@ -114,7 +114,7 @@ class Goals:
                     return await self._invite_with_hold(intent, self.holds)
                 return await self._invite(intent)
             # Reads take their turn as well: a flood of them would use up the time of all.
-            async with self._store.turn():
+            async with self._store.turns.turn():
                 found = await self._goal_of(intent)
             if found is None:
                 refused = Refused("unknown_goal", "There is no such goal.")
@@ -177,10 +177,10 @@ class Goals:
     async def _advance(self, intent: Intent, goal: Goal, session: Session) -> Answer:
         """Moves an existing goal on."""
         session_id = goal.conditions.session_id
-        stale = self._store.session_lock(session_id).locked()
+        stale = self._store.turns.session_busy(session_id)
         taken = False
         refused: Refused | None = None
-        async with self._store.session_turn(session_id):
+        async with self._store.turns.session_turn(session_id):
             while refused is None:
                 if stale:
                     session = await self._current(session_id)
@@ -415,7 +415,7 @@ class Goals:
         session_id = object_id(intent.terms.session_id)
         if session_id is None:
             return await self._requests.refuse(intent, _NO_SESSION, self._store.clock.now())
-        async with self._store.session_turn(session_id):
+        async with self._store.turns.session_turn(session_id):
             while True:
                 weighed = await self._weigh(intent, hold.goal_id if hold else ObjectId())
                 if isinstance(weighed, Refused):

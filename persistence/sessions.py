@@ -77,7 +77,7 @@ class Sessions:
         reached(Step.BEFORE_LOAD, CommandName.CLOSE)
         async with (
             self._store.reading(),
-            self._store.session_turn(session_id),
+            self._store.turns.session_turn(session_id),
         ):
             while True:
                 row = await self._store.sessions.find_one({"_id": session_id})

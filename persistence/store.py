@@ -1,4 +1,4 @@
-"""The connection to MongoDB: one transaction at a time per Session, a deadline on everything.
+"""The connection to MongoDB: its collections, transactions, and a deadline on everything.
 
 Writes are atomic updates on PyMongo's collections, and reads are validated by the Beanie documents:
 Beanie's own `save()` would overwrite concurrent changes, and its query layer costs about a third
@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakValueDictionary
 
 import pymongo
 from beanie import init_beanie
@@ -34,7 +33,8 @@ from persistence.documents import (
     RequestRecord,
     Session,
 )
-from persistence.errors import Conflict, StoreOverloaded, StoreUnavailable
+from persistence.errors import Conflict, StoreUnavailable
+from persistence.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -90,7 +90,8 @@ class StoreOptions:
     Attributes:
         pool_size: connections of the driver's pool.
         concurrency: commands that use the database at the same time; the others wait in order.
-        queue_size: commands that may wait; one more is refused at once.
+        queue_size: commands that may wait, at most a quarter of them for one Session; one more is
+            refused at once.
         deadline_s: for one command as a whole, waiting included.
         lease_s: how long a claim of an outbox or a deadline lasts.
     """
@@ -109,6 +110,7 @@ class Store:
     Attributes:
         owner: this process: the node's name, by which a restarted node knows what its predecessor
             had claimed, and a part that is new in each process.
+        turns: the queues in front of the database.
     """
 
     def __init__(
@@ -133,10 +135,9 @@ class Store:
         self._settled = client.get_database(database, read_concern=ReadConcern("majority"))
         # Asks a majority before it answers, so that what it finds can't be undone.
         self._certain = client.get_database(database, read_concern=ReadConcern("linearizable"))
-        # FIFO: the driver's pool is not fair, a semaphore is.
-        self._turns = asyncio.Semaphore(options.concurrency)
-        self._waiting = 0
-        self._session_locks: WeakValueDictionary[object, asyncio.Lock] = WeakValueDictionary()
+        self.turns = Turns(
+            options.concurrency, options.queue_size, options.deadline_s * _WAITING_SHARE
+        )
 
     @property
     def goals(self) -> AsyncCollection[Row]:
@@ -274,60 +275,6 @@ class Store:
         """As `reading`, without a deadline: for what looks at a whole collection."""
         with _folded_errors():
             yield
-
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Waits for a place in front of the pool, in order of arrival.
-
-        Raises:
-            StoreOverloaded: the queue is full, or the turn does not come in time.
-        """
-        async with self._waiting_bounded():
-            await self._turns.acquire()
-        try:
-            yield
-        finally:
-            self._turns.release()
-
-    @asynccontextmanager
-    async def session_turn(self, session_id: object) -> AsyncIterator[None]:
-        """Waits for the Session's lock and a place in front of the pool.
-
-        Raises:
-            StoreOverloaded: the queue is full, or its turn does not come in time.
-        """
-        lock = self.session_lock(session_id)
-        async with self._waiting_bounded():
-            await lock.acquire()
-        try:
-            async with self.turn():
-                yield
-        finally:
-            lock.release()
-
-    @asynccontextmanager
-    async def _waiting_bounded(self) -> AsyncIterator[None]:
-        """Bounds how many wait, and leaves who has waited the time to be carried out."""
-        if self._waiting >= self.options.queue_size:
-            raise StoreOverloaded("too many commands wait for the database")
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(self.options.deadline_s * _WAITING_SHARE):
-                yield
-        except TimeoutError:
-            raise StoreOverloaded("too many commands wait for the database") from None
-        finally:
-            self._waiting -= 1
-
-    def session_lock(self, session_id: object) -> asyncio.Lock:
-        """The lock that spares transactions on one hot Session their conflicts.
-
-        It only saves work: between processes the database decides.
-        """
-        lock = self._session_locks.get(session_id)
-        if lock is None:
-            lock = self._session_locks[session_id] = asyncio.Lock()
-        return lock
 
     async def transact(self, body: Callable[[], Awaitable[T]]) -> T:
         """Runs `body` in one transaction; each database call inside joins it.

@@ -1,9 +1,8 @@
-"""The connection: its deadline, its queue, its transactions, and faults as one kind of error."""
+"""The connection: its deadline, its transactions, and faults as one kind of error."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import secrets
 import time
@@ -117,102 +116,6 @@ async def test_a_slow_query_is_ended_at_the_deadline(world: World) -> None:
                 )
 
     await world.node.store.ping()
-
-
-# --- the queue ------------------------------------------------------------------------------
-
-
-async def test_one_more_than_the_queue_holds_is_refused_at_once(world: World) -> None:
-    node = await world.add_node(concurrency=1, queue_size=2)
-    release = asyncio.Event()
-
-    async def hold() -> None:
-        async with node.store.turn():
-            await release.wait()
-
-    holders = [asyncio.ensure_future(hold()) for _ in range(3)]
-    await asyncio.sleep(0)
-
-    with pytest.raises(StoreOverloaded):
-        async with node.store.turn():
-            pass
-    release.set()
-    await asyncio.gather(*holders)
-    async with node.store.turn():
-        pass
-
-
-async def test_turns_are_given_in_order_of_arrival(world: World) -> None:
-    node = await world.add_node(concurrency=2)
-    order: list[int] = []
-
-    async def take(number: int) -> None:
-        async with node.store.turn():
-            order.append(number)
-            await asyncio.sleep(0)
-
-    await asyncio.gather(*(take(number) for number in range(20)))
-
-    assert order == list(range(20))
-
-
-async def test_no_more_run_at_once_than_the_store_allows(world: World) -> None:
-    node = await world.add_node(concurrency=3)
-    inside = most = 0
-
-    async def take() -> None:
-        nonlocal inside, most
-        async with node.store.turn():
-            inside += 1
-            most = max(most, inside)
-            await asyncio.sleep(0)
-            inside -= 1
-
-    await asyncio.gather(*(take() for _ in range(20)))
-
-    assert most == 3
-
-
-async def test_who_gives_up_waiting_leaves_no_gap_in_the_queue(world: World) -> None:
-    node = await world.add_node(concurrency=1, queue_size=1)
-    async with node.store.turn():
-        for _ in range(3):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0), node.store.turn():
-                    pass
-
-    async with node.store.turn():
-        pass
-    assert node.store._waiting == 0
-
-
-async def test_commands_over_the_queue_are_refused_and_the_others_done(world: World) -> None:
-    node = await world.add_node(concurrency=1, queue_size=3)
-    sessions = [await world.session(f"streamer{number}") for number in range(12)]
-
-    answers = await asyncio.gather(
-        *(world.invite(session, node=node) for session in sessions), return_exceptions=True
-    )
-
-    refused = [answer for answer in answers if isinstance(answer, StoreOverloaded)]
-    done = len(answers) - len(refused)
-    assert refused
-    assert done >= 4
-    assert world.raw["goals"].count_documents({}) == done
-
-
-async def test_a_lock_is_each_sessions_own_and_kept_while_somebody_holds_it(
-    world: World,
-) -> None:
-    store = world.node.store
-    lock = store.session_lock("a")
-
-    async with lock:
-        assert store.session_lock("a") is lock
-        assert store.session_lock("b") is not lock
-    del lock
-
-    assert "a" not in store._session_locks
 
 
 # --- transactions ---------------------------------------------------------------------------
