@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from gateway.bench.entrant import Entrant
-from gateway.bench.errors import BenchError
+from gateway.bench.errors import BenchError, RefusedError
 from gateway.bench.orders import Within
 from gateway.bench.poller import READABLE, WRITABLE
 from gateway.bench.wire import upgrade_request
@@ -95,7 +95,7 @@ class Door:
         """Goes on with a socket that can be read or written.
 
         Raises:
-            BenchError: It failed and is not to be tried again.
+            BenchError: It was refused, or it failed and is not to be tried again.
         """
         entrant = self._entrants.get(fd)
         if entrant is None:
@@ -110,6 +110,8 @@ class Door:
             return
         except OSError as error:
             self._fail(fd, BenchError(f"a socket broke: {error.strerror or error}"))
+        except RefusedError:
+            raise
         except BenchError as error:
             self._fail(fd, error)
 

@@ -11,7 +11,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Final
 
-from gateway.bench.errors import BenchError
+from gateway.bench.errors import BenchError, RefusedError
 from gateway.bench.orders import SIGNATURE_PLACE
 from gateway.bench.wire import FrameReader
 
@@ -80,7 +80,8 @@ class Entrant:
 
         Raises:
             OSError: The connection is broken.
-            BenchError: The server refuses or hangs up.
+            RefusedError: The server refuses the subscription.
+            BenchError: It hangs up, or has no room.
         """
         data = self.socket.recv(_READ_BYTES)
         if not data:
@@ -92,9 +93,8 @@ class Entrant:
 
     def _take(self, payload: bytes) -> bool:
         manners = self._join.manners
-        for text in manners.refused:
-            if text in payload:
-                raise BenchError(f"the server answered {payload[:200].decode(errors='replace')}")
+        _check(manners.refused, payload, RefusedError)
+        _check(manners.failed, payload, BenchError)
         if self._step < len(manners.greetings):
             greeting = manners.greetings[self._step]
             if greeting.awaited in payload:
@@ -118,3 +118,9 @@ class Entrant:
         text = b"%s:%s" % (found[1], self.room.channel.encode())
         digest = hmac.digest(self._join.secret.encode(), text, hashlib.sha256)
         return frame.replace(SIGNATURE_PLACE, digest.hex().encode())
+
+
+def _check(texts: tuple[bytes, ...], payload: bytes, error: type[BenchError]) -> None:
+    for text in texts:
+        if text in payload:
+            raise error(f"the server answered {payload[:200].decode(errors='replace')}")

@@ -26,7 +26,8 @@ class Manners(msgspec.Struct, frozen=True):
         greetings: Before the subscription, in that order.
         welcome: A text in the message after which a client subscribes.
         confirmed: A text in the message that confirms a subscription.
-        refused: Texts in messages that refuse one.
+        refused: Texts in messages that refuse one for good: asking again would not help.
+        failed: Texts in messages after which a client has to come anew.
         ping: The frame with which a silent client asks whether the server is there; empty: none.
         pong: A text in its answer.
         asked: A text in the server's own question; empty: it has none.
@@ -37,6 +38,7 @@ class Manners(msgspec.Struct, frozen=True):
     confirmed: bytes
     greetings: tuple[Greeting, ...] = ()
     refused: tuple[bytes, ...] = ()
+    failed: tuple[bytes, ...] = ()
     ping: bytes = b""
     pong: bytes = b""
     asked: bytes = b""

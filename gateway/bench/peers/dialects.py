@@ -14,7 +14,8 @@ DIALECTS: Final[Mapping[str, Manners]] = {
     "pusher": Manners(
         welcome=b"pusher:connection_established",
         confirmed=b"pusher_internal:subscription_succeeded",
-        refused=(b'"event":"pusher:error"', b'"event":"pusher:subscription_error"'),
+        refused=(b'"event":"pusher:subscription_error"',),
+        failed=(b'"event":"pusher:error"',),
         ping=client_message("pusher:ping", {}),
         pong=b'"pusher:pong"',
         asked=b'"pusher:ping"',

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from typer.testing import CliRunner
 
+from gateway.bench.cli import app
 from gateway.bench.orders import Within
 from gateway.bench.rooms import apart_us
 from gateway.bench.storm import storm_figures
+from gateway.bench.target import GatewayTarget
 from gateway.bench.watch import Cost
 from tests.gateway.bench.runs import medians, run
 
@@ -58,6 +61,20 @@ def test_connect_counts_public_and_signed_subscriptions(
         assert found["server CPU µs/connect"] > 0
         assert 0 < found["connect p50 ms"] <= found["connect p99 ms"]
         assert found["repeated attempts"] == 0
+
+
+def test_a_subscription_that_is_refused_ends_the_run_with_the_server_s_words(
+    monkeypatch: pytest.MonkeyPatch, stores: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(GatewayTarget, "app_secret", "not the app's")
+    mongodb_url, redis_url = stores
+    where = ["--mongodb-url", mongodb_url, "--redis-url", redis_url]
+
+    result = CliRunner().invoke(app, ["connect", "--sockets", "4", *where])
+
+    assert result.exit_code == 1
+    assert "pusher:subscription_error" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_idle_sockets_ping_and_are_answered(tmp_path: Path, stores: tuple[str, str]) -> None:
