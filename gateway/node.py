@@ -160,7 +160,7 @@ class Node:
     async def start(self) -> None:
         """Connects to the broker and begins to turn the wheel; sockets may come from now on."""
         loop = asyncio.get_running_loop()
-        self.now = loop.time
+        self.now, self.call_soon = loop.time, loop.call_soon
         self._loop = loop
         self._fan_out = FanOut(
             loop, self.settings, self._by_socket_id.get, self.telemetry.deliveries.inc

@@ -58,6 +58,10 @@ CLOSE_GRACE_S: Final = 3.0
 # closing with unread data would reset the connection and could destroy the close frame.
 _LINGER_S: Final = 0.5
 
+# What is taken of a socket in one turn of the loop. A read has up to 250 KiB: thousands of
+# messages, during which nobody else would be heard.
+_AT_ONCE_BYTES: Final = 8_192
+
 _BINARY: Final = frames.frame(frames.error_body("Binary frames are not supported; send JSON text"))
 
 
@@ -96,6 +100,7 @@ class GatewayProtocol(asyncio.Protocol):
         "_read",
         "_reading",
         "_transport",
+        "_unread",
         "_wire",
         "bucket",
         "node",
@@ -122,6 +127,7 @@ class GatewayProtocol(asyncio.Protocol):
         self._wire: ServerProtocol | None = None
         # The beginning of a frame whose rest is still to come.
         self._read = b""
+        self._unread = b""
         self._fragments: list[bytes | bytearray] | None = None
         self._last_seen = 0.0
         self._pinged_at = 0.0
@@ -146,6 +152,29 @@ class GatewayProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Acts on each complete frame, in order."""
         self._last_seen = self.node.now()
+        if self._unread:
+            # Reading went on before all was taken; nothing may overtake it.
+            self._unread += data
+            return
+        if len(data) > _AT_ONCE_BYTES:
+            self._unread = data[_AT_ONCE_BYTES:]
+            data = data[:_AT_ONCE_BYTES]
+            self._pause_reading()
+            self.node.call_soon(self._read_on)
+        self._take(data)
+
+    def _read_on(self) -> None:
+        """Takes the next piece of a long read, after everybody else has had a turn."""
+        if self._phase is Phase.CLOSED:
+            return
+        data, self._unread = self._unread[:_AT_ONCE_BYTES], self._unread[_AT_ONCE_BYTES:]
+        self._take(data)
+        if self._unread:
+            self.node.call_soon(self._read_on)
+        elif self._phase is not Phase.PROVING and not (self.is_open and self.pusher.congested):
+            self.resume_reading()
+
+    def _take(self, data: bytes) -> None:
         if self._wire is not None:
             self._feed(self._wire, data)
         elif self._phase is Phase.CONNECTING:
