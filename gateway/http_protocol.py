@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # A call with one of these is not plain.
 _UNPLAIN: Final = frozenset({b"expect", b"transfer-encoding", b"upgrade", *KEY_HEADERS})
 _EVENTS: Final = b"/events"
+# Calls of one connection that may wait for the answer to one before them.
+_WAITING_MAX: Final = 64
 
 
 class _NoEvent:
@@ -60,6 +62,10 @@ class _Publishing:
         self.message_event = _NO_EVENT
 
 
+class TooManyWaitingError(Exception):
+    """A caller goes on asking without waiting for answers."""
+
+
 class HttpProtocol(HttpToolsProtocol):
     """One connection on the HTTP side, until an upgrade or its end.
 
@@ -78,7 +84,14 @@ class HttpProtocol(HttpToolsProtocol):
         self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
 
     def on_headers_complete(self) -> None:
-        """Chooses the way of a call by its head."""
+        """Chooses the way of a call by its head.
+
+        Raises:
+            TooManyWaitingError: The caller is answered 400 and cut off; uvicorn would go on
+                reading, and remember its calls, without end.
+        """
+        if len(self.pipeline) >= _WAITING_MAX:
+            raise TooManyWaitingError
         if self._begins_plain_call():
             self._plain_body = b""
         else:

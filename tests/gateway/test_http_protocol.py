@@ -322,3 +322,19 @@ async def test_a_stopping_gateway_answers_what_is_under_way_and_closes(
 
     assert status == 200
     assert b"connection: close" in head
+
+
+async def test_who_goes_on_asking_without_waiting_for_answers_is_cut_off(
+    gateway: RunningGateway,
+) -> None:
+    async with Caller(gateway) as patient, Caller(gateway) as flood:
+        patient.writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 60)
+        for _ in range(60):
+            assert (await patient.reader.readuntil(b"ok\n")).startswith(b"HTTP/1.1 200 ")
+
+        flood.writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 2_000)
+        async with asyncio.timeout(PATIENCE_S):
+            answers = await flood.reader.read()
+
+    assert b"HTTP/1.1 400 " in answers
+    assert answers.count(b"HTTP/1.1 ") < 100
