@@ -197,8 +197,13 @@ class Gateway:
 
     async def publish(self, channels: list[str], event: str, data: Any) -> httpx.Response:
         """A signed event of the Pusher HTTP API (docs/pusher-compatibility.md 2.1)."""
+        target, body = self.signed_event(channels, event, json.dumps(data))
+        return await self.call("POST", target, content=body)
+
+    def signed_event(self, channels: list[str], event: str, data: str) -> tuple[str, bytes]:
+        """Target and body of the call that publishes `data`; they may be sent again and again."""
         path = f"/apps/{APP_ID}/events"
-        body = json.dumps({"name": event, "channels": channels, "data": json.dumps(data)})
+        body = json.dumps({"name": event, "channels": channels, "data": data})
         query = {
             "auth_key": APP_KEY,
             "auth_timestamp": str(int(datetime.now(UTC).timestamp())),
@@ -209,9 +214,7 @@ class Gateway:
         signature = hmac.new(
             APP_SECRET.encode(), f"POST\n{path}\n{pairs}".encode(), hashlib.sha256
         ).hexdigest()
-        return await self.call(
-            "POST", f"{path}?{pairs}&auth_signature={signature}", content=body.encode()
-        )
+        return f"{path}?{pairs}&auth_signature={signature}", body.encode()
 
 
 class GatewayBuilder(Protocol):
