@@ -15,7 +15,7 @@ worker is being replaced waits in the listener's queue instead of being refused.
 
 Workers end when this process does, however that ends: they notice that their line is cut.
 
-Source: decisions 51-53.
+Source: decisions 61 to 63.
 """
 
 from __future__ import annotations
