@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 import msgspec
 
+from gateway.trust import trusted
 from persistence.escrow_port import EscrowAnswer, Verdict
 from statemachine.instants import rfc3339
 
@@ -84,6 +85,7 @@ class EscrowClient:
             follow_redirects=False,
             # A proxy of the environment is no place for calls about money.
             trust_env=False,
+            verify=trusted(),
             headers={"User-Agent": "duet", "Accept-Encoding": "identity"},
         )
 

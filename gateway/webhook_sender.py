@@ -15,6 +15,7 @@ import structlog
 
 from gateway.broker import BrokerUnavailable
 from gateway.tasks import Tasks
+from gateway.trust import trusted
 from gateway.webhooks import signed_call
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class WebhookSender:
             limits=httpx.Limits(max_connections=_AT_ONCE, max_keepalive_connections=_AT_ONCE),
             follow_redirects=False,
             trust_env=False,
+            verify=trusted(),
             headers={"User-Agent": "duet", "Accept-Encoding": "identity"},
         )
 

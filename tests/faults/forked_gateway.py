@@ -31,6 +31,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.app import GatewayApp
+from gateway.bench.errors import BenchError
+from gateway.bench.usage import usage_of
 from gateway.preflight import apps_of
 from gateway.server import GatewayServer, listen, server_config
 from gateway.settings import Settings
@@ -48,7 +50,13 @@ if TYPE_CHECKING:
     from persistence.faults import Step
     from tests.e2e.gateway_process import Stores
 
+# A start takes a tenth of a second of CPU. A process that had twenty times that, and the time, has
+# stalled; one that was not given it, on a machine busy with something else, has the longer time.
 READY_WITHIN_S = 30.0
+_READY_WITHIN_CPU_S = 2.0
+_READY_AT_LAST_S = 150.0
+# What it is given to write down where it stands.
+_LAST_WORDS_S = 2.0
 _NUMBERS = itertools.count(1)
 
 # What every child would import by itself otherwise: the programs that start it, which Python
@@ -63,7 +71,7 @@ _PRELOADED = (
     "uvicorn.lifespan.on",
     "uvicorn.loops.auto",
     "uvloop",
-    "tests.faults.frozen",
+    "tests.faults.forking",
 )
 
 # What a caller sees of a process that dies amid its call, or is dead already.
@@ -275,7 +283,7 @@ class ForkedGateway:
     async def until_ready(self) -> bool:
         """Waits until it is ready; false when it died before."""
         assert self.http is not None
-        give_up_at_s = time.monotonic() + READY_WITHIN_S
+        began_at_s = time.monotonic()
         said = "nothing"
         while self.is_running:
             try:
@@ -286,13 +294,29 @@ class ForkedGateway:
                 if response.status_code == 200:
                     return True
                 said = response.text
-            if time.monotonic() > give_up_at_s:
-                # It writes down where it stands.
-                os.kill(self.pid, signal.SIGUSR1)
-                message = f"{self.name} (process {self.pid}) is not ready, it says {said}"
-                raise AssertionError(f"{message}\n{self.log_text()}")
+            if self._has_stalled(time.monotonic() - began_at_s):
+                raise AssertionError(await self._stalled(said))
             await asyncio.sleep(0.01)
         return False
+
+    def _has_stalled(self, waited_s: float) -> bool:
+        if waited_s < READY_WITHIN_S:
+            return False
+        try:
+            worked_s = usage_of(self.pid).cpu_s
+        except BenchError:
+            return False  # it has just died, which is something else
+        return waited_s > _READY_AT_LAST_S or worked_s > _READY_WITHIN_CPU_S
+
+    async def _stalled(self, said: str) -> str:
+        """All that is known about a process that does not get ready."""
+        worked_s = usage_of(self.pid).cpu_s
+        os.kill(self.pid, signal.SIGUSR1)
+        await asyncio.sleep(_LAST_WORDS_S)
+        return (
+            f"{self.name} (process {self.pid}, {worked_s:.1f} s of CPU) is not ready, "
+            f"it says {said}\n{self.log_text()}"
+        )
 
     async def until_dead(self, timeout_s: float) -> bool:
         """Waits for the process's end; false when it lives on."""
