@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pymongo
+import structlog
 from beanie import init_beanie
 from pymongo import AsyncMongoClient, ReadPreference
 from pymongo.errors import DuplicateKeyError, PyMongoError
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from pymongo.asynchronous.database import AsyncDatabase
 
     from persistence.clock import Clock
+
+_log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -243,7 +246,7 @@ class Store:
         await self._client.close()
 
     async def follow_time(self) -> None:
-        """Measures the database's time and sets the process's clock by it."""
+        """Measures the database's time and sets the process's clock by it; warns of a jump."""
         asked_at_s = self.clock.monotonic_s()
         async with self.reading():
             # A command ignores the client's tz_aware unless it is told: the instant would be naive,
@@ -251,7 +254,14 @@ class Store:
             hello = await self._client.admin.command(
                 "hello", codec_options=self._client.codec_options
             )
-        self.clock.follow(hello["localTime"], asked_at_s, self.clock.monotonic_s())
+        jump = self.clock.follow(hello["localTime"], asked_at_s, self.clock.monotonic_s())
+        if jump is not None:
+            _log.warning(
+                "database_time_jumped",
+                from_offset_s=round(jump.from_offset_s, 3),
+                to_offset_s=round(jump.to_offset_s, 3),
+                by_s=round(jump.to_offset_s - jump.from_offset_s, 3),
+            )
 
     async def ping(self) -> None:
         """Asks the primary for an answer.

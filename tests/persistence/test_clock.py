@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from bson import ObjectId
+from structlog.testing import capture_logs
 
-from persistence.clock import Clock, milliseconds
+from persistence.clock import Clock, Jump, milliseconds
 from persistence.store import Store
 from statemachine.goal import CommandName, Role
 from tests.persistence.world import code_of
@@ -79,6 +80,60 @@ def test_only_a_difference_beyond_the_measurements_doubt_is_followed(
 
     moved_s = clock._offset_s - offset_before_s
     assert moved_s == pytest.approx(off_s if followed else 0.0, abs=1e-4)
+
+
+def followed_clock() -> tuple[Clock, datetime, float]:
+    """A clock that has followed once, the time that it was told, and its monotonic time then."""
+    clock = Clock()
+    origin = datetime(2031, 5, 6, tzinfo=UTC)
+    start_s = clock.monotonic_s()
+    assert clock.follow(origin, start_s, start_s) is None
+    return clock, origin, start_s
+
+
+@pytest.mark.parametrize("jump_s", [-300.0, -1.1, 1.1, 300.0])
+def test_a_jump_is_told_once_and_followed_when_it_is_measured_again(jump_s: float) -> None:
+    clock, origin, start_s = followed_clock()
+    offset_s = clock._offset_s
+
+    told = [
+        clock.follow(
+            origin + timedelta(seconds=after_s + jump_s), start_s + after_s, start_s + after_s
+        )
+        for after_s in (10, 20, 30)
+    ]
+
+    assert told[0] is not None
+    assert told[0].from_offset_s == offset_s
+    assert told[0].to_offset_s == pytest.approx(offset_s + jump_s, abs=1e-4)
+    assert told[1:] == [None, None]
+    assert clock._offset_s == pytest.approx(offset_s + jump_s, abs=1e-4)
+
+
+def test_a_jump_is_told_when_the_first_measurement_found_the_clock_right() -> None:
+    clock = Clock()
+    now_s = clock.monotonic_s()
+    right = datetime.fromtimestamp(now_s + clock._offset_s, UTC)
+
+    told = [clock.follow(right + timedelta(seconds=by_s), now_s, now_s) for by_s in (0.0, 300.0)]
+
+    assert [type(one) for one in told] == [type(None), Jump]
+
+
+@pytest.mark.parametrize("jump_s", [-300.0, 300.0])
+def test_a_jump_that_the_next_measurement_denies_moves_nothing(jump_s: float) -> None:
+    clock, origin, start_s = followed_clock()
+    offset_s = clock._offset_s
+
+    told = [
+        clock.follow(
+            origin + timedelta(seconds=after_s + by_s), start_s + after_s, start_s + after_s
+        )
+        for after_s, by_s in ((10, jump_s), (20, 0.0), (30, jump_s), (40, -jump_s), (50, 0.0))
+    ]
+
+    assert [type(one) for one in told] == [Jump, type(None), Jump, Jump, type(None)]
+    assert clock._offset_s == offset_s
 
 
 def test_a_shift_moves_the_clock_on_and_stays_when_the_database_is_asked_again() -> None:
@@ -188,3 +243,61 @@ async def test_a_jump_of_the_databases_time_moves_no_money_twice(
     assert world.movements(goal_id) == ["hold", "release"]
     assert world.movements(live) == ["hold", "capture"]
     assert world.goal_row(live)["state"] == "ended"
+
+
+class ClockOfAJumpingDatabase(Clock):
+    """Is told another time than MongoDB's, as if MongoDB's own clock had been set."""
+
+    __slots__ = ("database_off_s",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.database_off_s = 0.0
+
+    def follow(self, server_at: datetime, asked_at_s: float, answered_at_s: float) -> Jump | None:
+        server_at += timedelta(seconds=self.database_off_s)
+        return super().follow(server_at, asked_at_s, answered_at_s)
+
+
+async def test_a_database_that_is_five_minutes_ahead_for_a_moment_expires_nothing(
+    world: World,
+) -> None:
+    clock = ClockOfAJumpingDatabase()
+    node = await world.add_node(clock=clock)
+    goal_id = await world.invited(await world.session(), node=node)
+
+    clock.database_off_s = 300.0
+    with capture_logs() as lines:
+        await node.store.follow_time()
+        claimed = await node.deadlines.claim_due(10)
+        early = await world.ask(CommandName.EXPIRE, goal_id, by=None, role=Role.TIMER, node=node)
+        clock.database_off_s = 0.0
+        await node.store.follow_time()
+    agreed = await world.ask(CommandName.AGREE, goal_id, node=node)
+
+    assert claimed == []
+    assert (code_of(early), code_of(agreed)) == ("too_early", "ok")
+    [line] = lines
+    assert (line["event"], line["log_level"]) == ("database_time_jumped", "warning")
+    assert line["to_offset_s"] - line["from_offset_s"] == pytest.approx(300, abs=1)
+
+
+async def test_a_database_that_stays_ahead_and_is_set_right_again_pays_once(world: World) -> None:
+    clock = ClockOfAJumpingDatabase()
+    node = await world.add_node(clock=clock)
+    world.clock.at = datetime.now(UTC)
+    expired = await world.invited(await world.session("anna"), node=node)
+    refunded = await world.agreed(await world.session("berta"))
+    fired = []
+
+    with capture_logs() as lines:
+        for off_s in (300.0, 0.0):
+            clock.database_off_s = off_s
+            for _ in range(3):
+                await node.store.follow_time()
+                fired += await node.fire_due()
+
+    assert [code_of(answer) for answer in fired] == ["ok", "ok"]
+    assert world.movements(expired) == world.movements(refunded) == ["hold", "release"]
+    assert [line["event"] for line in lines] == ["database_time_jumped"] * 2, "there, and back"
+    assert abs(clock.now() - datetime.now(UTC)) < timedelta(seconds=5)
