@@ -171,19 +171,6 @@ def test_a_client_event_has_no_task(stage: Stage) -> None:
     assert over_budget("client event", meter.costs.per(5)) == {}
 
 
-def test_an_idle_socket_keeps_few_objects(stage: Stage) -> None:
-    stage.subscribed(10)
-    wires = [Wire() for _ in range(500)]
-
-    with Meter(stage.loop, blocks=True) as meter:
-        for wire in wires:
-            stage.connect(wire)
-            stage.receive(wire, stage.subscription(wire))
-            wire.written.clear()
-
-    assert over_budget("memory", meter.costs.per(500)) == {}
-
-
 def test_a_second_costs_the_same_however_many_sockets_are_idle(stage: Stage) -> None:
     def costs_of_a_second() -> Costs:
         with Meter(stage.loop) as meter:
