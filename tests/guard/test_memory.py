@@ -16,7 +16,7 @@ from tests.guard.stage import Stage, Wire
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SOCKETS = 2_000
+SOCKETS = 1_000
 
 
 @pytest.fixture
