@@ -21,14 +21,14 @@ BUDGETS: Final = {
     "publication": Costs(opcodes=408, calls=37, timers=1.1, turns=1),
     # The plain call of the HTTP API, to a channel without subscribers: its body is read, the event
     # is built once (event, channel and data are encoded), nothing more.
-    "http publish": Costs(opcodes=1298, calls=125, json=4, futures=1, turns=1),
+    "http publish": Costs(opcodes=1306, calls=126, json=4, futures=1, turns=1),
     # A browser's upgrade, to connection_established.
-    "connect": Costs(opcodes=1470, calls=163, json=3),
+    "connect": Costs(opcodes=1463, calls=161, json=3),
     # A signed subscription to a channel that the node hears already.
-    "subscribe": Costs(opcodes=1098, calls=99, json=5, turns=1),
-    "ping": Costs(opcodes=300, calls=21, json=1),
+    "subscribe": Costs(opcodes=1116, calls=101, json=5, turns=1),
+    "ping": Costs(opcodes=305, calls=21, json=1),
     # From the sender's frame through a broker in memory to the channel's other socket.
-    "client event": Costs(opcodes=1257, calls=95, json=3, futures=1, timers=1, turns=2),
+    "client event": Costs(opcodes=1275, calls=97, json=3, futures=1, timers=1, turns=2),
     # What an idle subscribed socket keeps, its transport aside.
     "idle socket": Costs(blocks=6, turns=1),
     # A second of a node, however many idle sockets it has.
