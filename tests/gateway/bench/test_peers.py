@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 # Where a first run of this user installs the packages of npm.
 INSTALLATION_S = 600
+PATIENCE_S = 20
 
 OPTIONS = fanout.FanoutOptions(sockets=20, bursts=(1, 4), event_bytes=300, processes=1)
 
@@ -113,7 +114,7 @@ def test_what_a_peer_delivers_is_what_was_published(peer: str, redis_url: str) -
     texts = ["in a burst"] * 3 + ["alone"]
 
     with running_peers([peer], redis_url) as (target,):
-        events = run(received(target, len(texts)))
+        events = run(asyncio.wait_for(received(target, len(texts)), PATIENCE_S))
         lengths = [target.delivered_bytes("room", "tick", text) for text in texts]
 
     assert [len(frame(event)) for event in events] == lengths
@@ -202,9 +203,11 @@ def test_what_the_installer_says_is_passed_on_in_one_line(
     assert [path.name for path in cache.iterdir()] == ["lock"]
 
 
-def waits_for_the_lock(thread: threading.Thread) -> bool:
-    frame = None if thread.ident is None else sys._current_frames().get(thread.ident)
-    return frame is not None and frame.f_code.co_name == "_locked"
+def waits_or_has_ended(thread: threading.Thread) -> bool:
+    if thread.ident is None:
+        return False  # it has not begun
+    frame = sys._current_frames().get(thread.ident)
+    return frame is None or frame.f_code.co_name == "_locked"
 
 
 def test_what_is_in_the_cache_is_made_once_however_many_ask(cache: Path, tmp_path: Path) -> None:
@@ -214,7 +217,7 @@ def test_what_is_in_the_cache_is_made_once_however_many_ask(cache: Path, tmp_pat
 
     def make(directory: Path) -> None:
         made.append(directory)
-        while any(not waits_for_the_lock(thread) for thread in threads if thread is not me()):
+        while any(not waits_or_has_ended(thread) for thread in threads if thread is not me()):
             threading.Event().wait(0.001)
         (directory / "product").write_text(source.read_text())
 
