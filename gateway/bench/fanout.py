@@ -21,13 +21,16 @@ from gateway.bench.errors import BenchError
 from gateway.bench.http import HttpConnection
 from gateway.bench.paired import Found, comparisons, measure_in_turn
 from gateway.bench.results import Row, measures_of, percentile
-from gateway.bench.stage import CpuWatch, IdleWatch
+from gateway.bench.watch import Watch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gateway.bench.crowd import Crowd
     from gateway.bench.results import Figures, Report
     from gateway.bench.stage import Stage
     from gateway.bench.target import Target
+    from gateway.bench.watch import Cost
 
 _CHANNEL: Final = "bench-fanout"
 _EVENT: Final = "tick"
@@ -111,47 +114,28 @@ class Fanout:
         burst = self._bursts[row]
         round_bytes = burst * self._frame_bytes
         await self._crowd.count(round_bytes)
-        cpu, idle = CpuWatch(), IdleWatch()
-        before, redis_before = self._target.usage(), self._target.redis_usage()
+        watch = Watch(self._target)
         latencies_s: list[float] = []
         rounds = 0
-        started_s = now_s = time.monotonic()
-        while now_s - started_s < seconds:
+        while time.monotonic() - watch.started_s < seconds:
             rounds += 1
             latency_s = await self._round(rounds, burst)
-            now_s = time.monotonic()
             if latency_s is None:
                 break
             latencies_s.append(latency_s)
-        after, redis_after = self._target.usage(), self._target.redis_usage()
+        ended = watch.cost()
         told, cpu_s = await self._crowd.tell(rounds * round_bytes)
-        elapsed_s = now_s - started_s
+        cost = ended.with_members(cpu_s)
         surplus = sum(each.surplus_bytes for each in told)
         if surplus:
             raise BenchError(f"sockets received {surplus:,} bytes that were not expected")
         deliveries = sum(each.received_bytes for each in told) // self._frame_bytes
-        server_cpu_s = after.cpu_s - before.cpu_s
-        figures = [
-            ("deliveries/s", deliveries / elapsed_s, 0),
-            ("server CPU µs/delivery", server_cpu_s / max(1, deliveries) * 1e6, 2),
-        ]
-        if redis_before is not None and redis_after is not None:
-            redis_cpu_s = redis_after.cpu_s - redis_before.cpu_s
-            figures.append(("redis CPU µs/delivery", redis_cpu_s / max(1, deliveries) * 1e6, 2))
-        generator_share = max(cpu.share(), *(each / elapsed_s for each in cpu_s))
-        figures += [
-            ("last socket p50 ms", percentile(latencies_s, 50) * 1e3, 2),
-            ("last socket p99 ms", percentile(latencies_s, 99) * 1e3, 2),
-            ("server CPU %", server_cpu_s / elapsed_s * 100, 0),
-            ("generator CPU %", generator_share * 100, 0),
-            ("server MiB", after.resident_bytes / _MIB, 0),
-        ]
         return Found(
-            figures=figures,
+            figures=_figures(cost, deliveries, latencies_s),
             deliveries=deliveries,
             expected=rounds * burst * self._options.sockets,
-            generator_share=generator_share,
-            idle_share=idle.share(),
+            generator_share=cost.generator_share,
+            idle_share=cost.idle_share,
         )
 
     async def _round(self, number: int, burst: int) -> float | None:
@@ -173,6 +157,21 @@ class Fanout:
         except TimeoutError:
             raise BenchError(f"a publication was not answered in {_ROUND_DEADLINE_S:g} s") from None
         return None if over_s is None else over_s - started_s
+
+
+def _figures(cost: Cost, deliveries: int, latencies_s: Sequence[float]) -> Figures:
+    each_us = 1e6 / max(1, deliveries)
+    redis: Figures = []
+    if cost.redis_cpu_s is not None:
+        redis = [("redis CPU µs/delivery", cost.redis_cpu_s * each_us, 2)]
+    return [
+        ("deliveries/s", deliveries / cost.elapsed_s, 0),
+        ("server CPU µs/delivery", cost.server_cpu_s * each_us, 2),
+        *redis,
+        ("last socket p50 ms", percentile(latencies_s, 50) * 1e3, 2),
+        ("last socket p99 ms", percentile(latencies_s, 99) * 1e3, 2),
+        *cost.figures(),
+    ]
 
 
 async def run(target: Target, stage: Stage, options: FanoutOptions) -> Report:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from gateway.bench.stage import CpuWatch, IdleWatch
@@ -41,6 +41,11 @@ class Cost:
     redis_cpu_s: float | None
     generator_share: float
     idle_share: float | None
+
+    def with_members(self, cpu_s: Sequence[float]) -> Cost:
+        """The same, with what the generator's other processes tell only after the stretch."""
+        busiest = max(self.generator_share, *(each / self.elapsed_s for each in cpu_s), 0.0)
+        return replace(self, generator_share=busiest)
 
     def figures(self) -> Figures:
         """The figures that every row of every shape has."""
