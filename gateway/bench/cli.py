@@ -31,7 +31,7 @@ app = typer.Typer(
 @app.command()
 def fanout(
     sockets: Annotated[
-        int, typer.Option(min=1, max=60_000, help="Subscribers of the one channel.")
+        int, typer.Option(min=1, max=28_000, help="Subscribers of the one channel.")
     ] = 1000,
     burst: Annotated[
         list[int], typer.Option(min=1, max=1024, help="Publications outstanding; repeatable.")
