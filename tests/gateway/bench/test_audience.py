@@ -66,8 +66,8 @@ def test_an_event_whose_stamp_was_cut_is_not_timed_and_the_next_one_is() -> None
     stream = event * 3
     tally = tally_of(1, Count(round_bytes=0, event_bytes=len(event), stamp=b"at:"))
 
-    for start, end in ((0, 25), (25, 54)):
-        tally.time(start, bytearray(stream[start:end]), end - start)
+    for start, end in ((0, 2), (2, 25), (25, 54)):
+        tally.time(start, bytearray(stream[start:end] + stream), end - start)
 
     assert len(tally.result(0).latencies_us) == 2
 
