@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 SHARE_EVERY_S: Final = 0.25
 
+# What others did while this node stood still for longer is not taken: its bucket has been refilled
+# for all of that time at its first call, and holds no more than a second's calls.
+_STALE_S: Final = 4 * SHARE_EVERY_S
 # An app that has not called for so long is forgotten: its bucket is long full again.
 _KEPT_S: Final = 60.0
 
@@ -54,13 +57,14 @@ class _Calls:
 class ApiRates:
     """The buckets of apps that have a limit and are calling this node."""
 
-    __slots__ = ("_calls", "_commands", "_prefix", "_someone_calls", "_tasks")
+    __slots__ = ("_calls", "_commands", "_prefix", "_shared_at", "_someone_calls", "_tasks")
 
     def __init__(self, commands: RedisCommands, prefix: str) -> None:
         self._commands = commands
         self._prefix = prefix
         # App id -> its calls.
         self._calls: dict[str, _Calls] = {}
+        self._shared_at = float("-inf")
         self._someone_calls = asyncio.Event()
         self._tasks = Tasks()
 
@@ -95,6 +99,8 @@ class ApiRates:
 
     async def share(self, now: float) -> None:
         """Tells the other nodes of this one's calls, and learns of theirs."""
+        stale = now - self._shared_at > _STALE_S
+        self._shared_at = now
         late = now - _KEPT_S
         self._calls = {one: calls for one, calls in self._calls.items() if calls.called_at >= late}
         if not self._calls:
@@ -108,6 +114,8 @@ class ApiRates:
         )
         for _, calls, _ in told:
             calls.untold = 0
+            if stale:
+                calls.total = None
         try:
             answers = await self._commands.run(question, 2 * len(told))
         except BrokerUnavailable:

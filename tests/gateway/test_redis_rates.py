@@ -88,6 +88,21 @@ async def test_what_nodes_let_through_too_much_they_owe(
     assert one.allow(APP, 1.11) == (True, 0)
 
 
+async def test_a_node_that_stood_still_owes_nothing_for_what_others_did_meanwhile(
+    commands: RedisCommands, redis_prefix: str
+) -> None:
+    stopped, other = (ApiRates(commands, redis_prefix) for _ in range(2))
+    for node in (stopped, other):
+        node.allow(APP, 0.0)
+        await node.share(0.0)
+    await let_through([other], 30)
+
+    assert stopped.allow(APP, 30.0)[0]
+    await stopped.share(30.0)
+
+    assert stopped.allow(APP, 30.0)[0]
+
+
 async def test_a_redis_that_lost_its_data_costs_no_call(
     commands: RedisCommands, redis_prefix: str, redis_url: str
 ) -> None:
