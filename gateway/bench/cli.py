@@ -38,6 +38,9 @@ def fanout(
     ] = [1, 8, 64],  # noqa: B006 - typer copies it
     event_bytes: EventBytes = 300,
     processes: Processes = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Time how long others wait meanwhile; costs CPU.")
+    ] = False,
     against: Against = [],  # noqa: B006 - typer copies it
     repeats: Repeats = 5,
     seconds: Seconds = 1.0,
@@ -56,6 +59,7 @@ def fanout(
         bursts=tuple(sorted(set(burst))),
         event_bytes=event_bytes,
         processes=processes_for(processes, sockets),
+        probe=probe,
     )
     launch(
         lambda target, stage: shape.run(target, stage, options),

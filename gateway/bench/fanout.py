@@ -18,7 +18,7 @@ import msgspec
 
 from gateway.bench.crowd import crowd_of
 from gateway.bench.errors import BenchError
-from gateway.bench.http import HttpConnection
+from gateway.bench.http import HttpConnection, http_request
 from gateway.bench.paired import Found, comparisons, measure_in_turn
 from gateway.bench.results import Row, measures_of, percentile
 from gateway.bench.watch import Watch
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _CHANNEL: Final = "bench-fanout"
 _EVENT: Final = "tick"
 _ROUND_DEADLINE_S: Final = 10.0
+_PROBE_PAUSE_S: Final = 0.001
 _MIB: Final = 1024 * 1024
 
 
@@ -46,12 +47,15 @@ class FanoutOptions(msgspec.Struct, frozen=True):
         bursts: Publications outstanding, a row for each.
         event_bytes: Length of an event's JSON as a subscriber receives it.
         processes: Processes that the sockets of one server are spread over.
+        probe: Another connection asks for the server's health all the time; the longest wait for
+            an answer is how long the server did nothing but fan out. It costs the server CPU.
     """
 
     sockets: int
     bursts: tuple[int, ...]
     event_bytes: int
     processes: int
+    probe: bool = False
 
 
 class Fanout:
@@ -73,6 +77,7 @@ class Fanout:
         self._data = "x" * max(0, options.event_bytes + header - least)
         self._frame_bytes = target.delivered_bytes(_CHANNEL, _EVENT, self._data)
         self._connections: list[HttpConnection] = []
+        self._probe: HttpConnection | None = None
 
     @property
     def rows(self) -> list[str]:
@@ -80,11 +85,13 @@ class Fanout:
         return list(self._bursts)
 
     async def open(self, stack: AsyncExitStack) -> None:
-        """Opens the publishing connections; they close with the stack."""
-        for _ in range(max(self._options.bursts)):
+        """Opens the connections that publish, and the probe's; they close with the stack."""
+        for _ in range(max(self._options.bursts) + self._options.probe):
             connection = await HttpConnection.open(self._target.host, self._target.port)
             stack.callback(connection.close)
             self._connections.append(connection)
+        if self._options.probe:
+            self._probe = self._connections.pop()
 
     async def connect(self, stage: Stage) -> Figures:
         """Connects and subscribes the crowd."""
@@ -115,15 +122,12 @@ class Fanout:
         round_bytes = burst * self._frame_bytes
         await self._crowd.count(round_bytes)
         watch = Watch(self._target)
-        latencies_s: list[float] = []
-        rounds = 0
-        while time.monotonic() - watch.started_s < seconds:
-            rounds += 1
-            latency_s = await self._round(rounds, burst)
-            if latency_s is None:
-                break
-            latencies_s.append(latency_s)
-        ended = watch.cost()
+        over = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            waiting = group.create_task(self._longest_wait_s(over))
+            rounds, latencies_s = await self._rounds(burst, watch.started_s + seconds)
+            ended = watch.cost()
+            over.set()
         told, cpu_s = await self._crowd.tell(rounds * round_bytes)
         cost = ended.with_members(cpu_s)
         surplus = sum(each.surplus_bytes for each in told)
@@ -131,12 +135,37 @@ class Fanout:
             raise BenchError(f"sockets received {surplus:,} bytes that were not expected")
         deliveries = sum(each.received_bytes for each in told) // self._frame_bytes
         return Found(
-            figures=_figures(cost, deliveries, latencies_s),
+            figures=_figures(cost, deliveries, latencies_s, waiting.result()),
             deliveries=deliveries,
             expected=rounds * burst * self._options.sockets,
             generator_share=cost.generator_share,
             idle_share=cost.idle_share,
         )
+
+    async def _rounds(self, burst: int, until_s: float) -> tuple[int, list[float]]:
+        """How many there were, and how long each took that was delivered whole."""
+        latencies_s: list[float] = []
+        rounds = 0
+        while time.monotonic() < until_s:
+            rounds += 1
+            latency_s = await self._round(rounds, burst)
+            if latency_s is None:
+                break
+            latencies_s.append(latency_s)
+        return rounds, latencies_s
+
+    async def _longest_wait_s(self, over: asyncio.Event) -> float | None:
+        """What somebody who wants little had to wait for at most; None without a probe."""
+        if self._probe is None:
+            return None
+        request = http_request("GET", self._target.health_path, self._target.host)
+        longest_s = 0.0
+        while not over.is_set():
+            asked_s = time.monotonic()
+            await self._probe.send(request)
+            longest_s = max(longest_s, time.monotonic() - asked_s)
+            await asyncio.sleep(_PROBE_PAUSE_S)
+        return longest_s
 
     async def _round(self, number: int, burst: int) -> float | None:
         """Seconds from the first publication to the last socket; None when some got too little."""
@@ -159,7 +188,12 @@ class Fanout:
         return None if over_s is None else over_s - started_s
 
 
-def _figures(cost: Cost, deliveries: int, latencies_s: Sequence[float]) -> Figures:
+def _figures(
+    cost: Cost, deliveries: int, latencies_s: Sequence[float], longest_wait_s: float | None
+) -> Figures:
+    waited: Figures = []
+    if longest_wait_s is not None:
+        waited = [("longest wait ms", longest_wait_s * 1e3, 1)]
     each_us = 1e6 / max(1, deliveries)
     redis: Figures = []
     if cost.redis_cpu_s is not None:
@@ -170,6 +204,7 @@ def _figures(cost: Cost, deliveries: int, latencies_s: Sequence[float]) -> Figur
         *redis,
         ("last socket p50 ms", percentile(latencies_s, 50) * 1e3, 2),
         ("last socket p99 ms", percentile(latencies_s, 99) * 1e3, 2),
+        *waited,
         *cost.figures(),
     ]
 

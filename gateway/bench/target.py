@@ -64,12 +64,14 @@ class Target(Protocol):
         host: Where it listens.
         port: Where it listens.
         dialect: What its sockets speak, a key of `gateway.bench.peers.dialects.DIALECTS`.
+        health_path: Where it answers a GET at once, without asking anybody.
     """
 
     name: str
     host: str
     port: int
     dialect: str
+    health_path: str
 
     def socket_path(self, token: str | None = None) -> str:
         """The path that a WebSocket asks for, with what proves its user."""
@@ -102,6 +104,7 @@ class GatewayTarget:
     name = "duet"
     host = LOOPBACK
     dialect = "pusher"
+    health_path = "/healthz"
 
     def __init__(
         self,

@@ -77,9 +77,10 @@ PEERS: Final[Mapping[str, Recipe]] = {
 
 
 class PeerTarget:
-    """A peer's process; `name`, `host`, `port` and `dialect` as in `Target`."""
+    """A peer's process; its attributes are those of `Target`."""
 
     host = LOOPBACK
+    health_path = "/ready"
 
     def __init__(
         self, guard: ServerGuard, name: str, redis_url: str, redis_pid: int | None = None
@@ -120,7 +121,7 @@ class PeerTarget:
     def _is_ready(self) -> bool:
         with closing(HTTPConnection(self.host, self.port, timeout=2)) as connection:
             try:
-                connection.request("GET", "/ready")
+                connection.request("GET", self.health_path)
                 return connection.getresponse().status == 200
             except (OSError, HTTPException):
                 return False

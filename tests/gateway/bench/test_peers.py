@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 INSTALLATION_S = 600
 PATIENCE_S = 20
 
-OPTIONS = fanout.FanoutOptions(sockets=20, bursts=(1, 4), event_bytes=300, processes=1)
+OPTIONS = fanout.FanoutOptions(sockets=20, bursts=(1, 4), event_bytes=300, processes=1, probe=True)
 
 
 def need(peer: str) -> None:
@@ -72,6 +72,9 @@ def test_a_peer_delivers_every_event_of_every_burst_to_every_socket(
         cost = row.measure("server CPU µs/delivery")
         assert cost is not None
         assert cost.median > 0
+        wait = row.measure("longest wait ms")
+        assert wait is not None
+        assert wait.median > 0
 
 
 async def received(target: Target, expected: int) -> list[bytes]:
