@@ -55,6 +55,8 @@ _MOST_ANSWERS: Final = 6
 _ANSWERED_WITHIN_S: Final = 3.0
 # The moment after the last of them.
 _LONGEST_PAUSE_S: Final = 0.1
+# The share of the commands that a load balancer sends only to processes that are ready.
+_BALANCED: Final = 0.8
 _LONGEST_ABSENCE_S: Final = 1.0
 # A start takes about a tenth of a second; on a busy machine several.
 _LONGEST_START_S: Final = 0.3
@@ -136,13 +138,17 @@ class Chaos:
         self._dice = random.Random(options.seed)
         self._gateways: list[ForkedGateway] = []
         self.result = ChaosResult()
+        self._ready: set[str] = set()
         self._answers = 0
         self._answered = asyncio.Event()
         self.witness = Witness(stores)
 
     def any_gateway(self) -> ForkedGateway:
-        """One of those that live, if any does: what a load balancer would pick."""
+        """What a load balancer would pick: mostly one that was found ready, else one that lives."""
         living = [gateway for gateway in self._gateways if gateway.is_running]
+        ready = [gateway for gateway in living if gateway.name in self._ready]
+        if ready and self._dice.random() < _BALANCED:
+            return self._dice.choice(ready)
         return self._dice.choice(living or self._gateways)
 
     def on_answer(self) -> None:
@@ -176,7 +182,7 @@ class Chaos:
     async def _kill_again_and_again(self, gateway: ForkedGateway) -> None:
         while self.result.kills < self._options.kills:
             if self._dice.random() < 0.15:
-                await gateway.launch()
+                await self._launch(gateway, None)
                 await asyncio.sleep(self._dice.uniform(0, _LONGEST_START_S))
                 await gateway.kill()
                 self._count("soon after its launch")
@@ -218,8 +224,15 @@ class Chaos:
         """Starts it, unless it still runs; false when it died before it was ready."""
         if gateway.is_running:
             return True
+        await self._launch(gateway, point)
+        if not await gateway.until_ready():
+            return False
+        self._ready.add(gateway.name)
+        return True
+
+    async def _launch(self, gateway: ForkedGateway, point: CrashPoint | None) -> None:
+        self._ready.discard(gateway.name)
         await gateway.launch(point)
-        return await gateway.until_ready()
 
     def _point(self) -> CrashPoint | None:
         if self._dice.random() < 0.4:

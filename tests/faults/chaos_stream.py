@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 INVITATION_TTL_S: Final = 2.0
 PREPAID_S: Final = 1
 
+# Between two attempts: doubled each time, as clients do it.
 _RETRY_AFTER_S: Final = 0.05
+_RETRY_AT_LAST_S: Final = 0.4
 _MOST_ROUNDS: Final = 3
 _UNANSWERED: Final = (*DIED, httpx.TimeoutException)
 
@@ -78,13 +80,15 @@ class Stream:
 
     async def _open(self) -> None:
         await self._chaos.witness.watch(self.history, self.channels)
+        pause_s = _RETRY_AFTER_S
         while True:
             try:
                 response = await self._chaos.any_gateway().call(
                     "POST", "/sessions", user_id=self.streamer, role="streamer", body={}
                 )
             except _UNANSWERED:
-                await asyncio.sleep(_RETRY_AFTER_S)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _RETRY_AT_LAST_S)
                 continue
             if response.status_code in {200, 201}:
                 self.session_id = response.json()["id"]
@@ -137,6 +141,7 @@ class Stream:
             None if command == "close" else secrets.token_hex(8),
             prepaid_s=PREPAID_S,
         )
+        pause_s = _RETRY_AFTER_S
         while True:
             try:
                 answer = await ask(self.history, self._chaos.any_gateway(), act)
@@ -146,7 +151,8 @@ class Stream:
                 self._chaos.on_answer()
             if answer is not None and not answer.retryable:
                 return answer
-            await asyncio.sleep(_RETRY_AFTER_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _RETRY_AT_LAST_S)
 
     async def _look(self) -> None:
         """Connects a socket for its snapshot, as long as the gateway lets it."""
