@@ -204,31 +204,48 @@ class Workers:
         """Has a worker at one place, again and again."""
         pause_s = 0.0
         while not self._stopping.is_set():
-            worker = await self._start(place)
-            await worker.listen(self._now)
-            if worker.leaves:
-                self._tasks.spawn(self._see_off(worker), "worker leaves")
+            try:
+                worker = await self._start(place)
+            except OSError as error:
+                self._failed_to_start(f"no worker can be started: {error}")
+                log.error("worker_not_started", why=str(error))  # noqa: TRY400  no fault of ours
+                pause_s = _PAUSE_MOST_S
             else:
-                self._forget(worker)
-            if self._stopping.is_set():
-                return
-            if worker.served_at is None:
-                self._failed_to_start(worker)
-            elif worker.leaves or self._now() - worker.served_at >= _PROVEN_S:
-                pause_s = 0.0
-            log.warning(
-                "worker_replaced",
-                worker=worker.number,
-                exit_code=worker.process.returncode,
-                why=worker.fault,
-                pause_s=pause_s,
-            )
+                await worker.listen(self._now)
+                pause_s = self._after(worker, pause_s)
             if pause_s > 0:
-                self._listeners.renew(place)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause_s):
-                        await self._stopping.wait()
+                await self._pause(place, pause_s)
             pause_s = min(max(_PAUSE_LEAST_S, pause_s * 2), _PAUSE_MOST_S)
+
+    def _after(self, worker: _Worker, pause_s: float) -> float:
+        """Notes that a worker has gone; returns the pause before its successor's start."""
+        if worker.leaves:
+            self._tasks.spawn(self._see_off(worker), "worker leaves")
+        else:
+            self._forget(worker)
+        if self._stopping.is_set():
+            return 0.0
+        code = worker.process.returncode
+        if worker.served_at is None:
+            self._failed_to_start(worker.fault or f"a worker ended with {code}; its log says why")
+        elif worker.leaves or self._now() - worker.served_at >= _PROVEN_S:
+            pause_s = 0.0
+        log.warning(
+            "worker_replaced",
+            worker=worker.number,
+            exit_code=code,
+            why=worker.fault,
+            pause_s=pause_s,
+        )
+        return pause_s
+
+    async def _pause(self, place: int, pause_s: float) -> None:
+        if self._stopping.is_set():
+            return
+        self._listeners.renew(place)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._stopping.wait()
 
     async def _see_off(self, worker: _Worker) -> None:
         await worker.ended()
@@ -238,16 +255,30 @@ class Workers:
         self._living.discard(worker)
         self._numbers.discard(worker.number)
 
-    def _failed_to_start(self, worker: _Worker) -> None:
-        if any(one.served_at is not None and not one.leaves for one in self._living):
+    def _failed_to_start(self, why: str) -> None:
+        """Ends everything when no other worker serves."""
+        serving = any(one.served_at is not None and not one.leaves for one in self._living)
+        if serving or self._stopping.is_set():
             return
-        code = worker.process.returncode
-        self._why = StartError(worker.fault or f"a worker ended with {code}; its log says why")
+        self._why = self._why or StartError(why)
         self._stop()
 
     async def _start(self, place: int) -> _Worker:
         number = next(one for one in count(1) if one not in self._numbers)
+        # Before anything is waited for, or two would take it.
         self._numbers.add(number)
+        try:
+            worker = await self._spawn(place, number)
+        except OSError:
+            self._numbers.discard(number)
+            raise
+        self._living.add(worker)
+        if self._stopping.is_set():
+            # Told so while it was being started.
+            worker.kill(signal.SIGTERM)
+        return worker
+
+    async def _spawn(self, place: int, number: int) -> _Worker:
         ours, theirs = socket.socketpair()
         listener = self._listeners[place]
         with theirs:
@@ -264,9 +295,7 @@ class Workers:
                 pass_fds=(theirs.fileno(), listener.fileno()),
                 env=self._environment(number),
             )
-        worker = _Worker(number, process, await asyncio.open_connection(sock=ours))
-        self._living.add(worker)
-        return worker
+        return _Worker(number, process, await asyncio.open_connection(sock=ours))
 
     def _environment(self, number: int) -> dict[str, str]:
         """The environment in which the worker is a gateway of one process, with its own name."""

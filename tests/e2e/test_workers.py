@@ -16,7 +16,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.gateway_process import Gateway
+from tests.e2e.gateway_process import START_DEADLINE_S, Gateway
 from tests.e2e.inbox import PATIENCE_S
 from tests.e2e.wire_socket import WireSocket
 from tests.gateway.harness import until
@@ -39,7 +39,7 @@ def said(gateway: Gateway, event: str) -> list[dict[str, Any]]:
 
 
 async def until_said(gateway: Gateway, event: str, times: int) -> list[dict[str, Any]]:
-    async with asyncio.timeout(3 * PATIENCE_S):
+    async with asyncio.timeout(START_DEADLINE_S + PATIENCE_S):
         while len(said(gateway, event)) < times:  # noqa: ASYNC110  a log tells nobody
             await asyncio.sleep(0.05)
     return said(gateway, event)
@@ -198,7 +198,7 @@ async def test_a_stopping_gateway_closes_every_workers_sockets_and_refuses_new_o
 
 async def ended(gateway: Gateway) -> int | None:
     """Waits until the process has ended; its exit code."""
-    async with asyncio.timeout(2 * PATIENCE_S):
+    async with asyncio.timeout(START_DEADLINE_S + PATIENCE_S):
         while gateway.running().exit_code() is None:  # noqa: ASYNC110  nor does a process
             await asyncio.sleep(0.05)
     return gateway.running().exit_code()
