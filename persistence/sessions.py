@@ -11,7 +11,7 @@ from pymongo.errors import DuplicateKeyError
 from persistence.documents import Session, SessionUser
 from persistence.errors import Conflict, StoreUnavailable
 from persistence.faults import Step, reached
-from persistence.goals import object_id
+from persistence.rows import object_id
 from statemachine.goal import CommandName, GoalState
 from statemachine.receivers import SetOnSession
 
@@ -30,7 +30,7 @@ class Sessions:
 
     def __init__(self, store: Store, goals: Goals) -> None:
         self._store = store
-        self._goals = goals
+        self._commits = goals.commits
 
     async def create(self, streamer_id: str, rtc_sources: list[Any]) -> tuple[Session, bool]:
         """Starts a streamer's Session, or finds the one that is live; tells whether it is new."""
@@ -104,7 +104,7 @@ class Sessions:
         standing = await self._store.goals.find(
             {"conditions.session_id": session.id, "state": GoalState.INVITED.value}, {"_id": True}
         ).to_list()
-        deliveries, effects = await self._goals.decline_all(
+        deliveries, effects = await self._commits.decline_all(
             [goal["_id"] for goal in standing], CommandName.CLOSE, session, now
         )
         row = await self._store.sessions.find_one_and_update(

@@ -9,8 +9,8 @@ import pytest
 from bson import ObjectId
 
 from persistence.errors import StoreDamaged
-from persistence.goals import object_id
 from persistence.intents import Done, Refused
+from persistence.rows import object_id
 from statemachine.goal import CommandName, Role
 from statemachine.instants import rfc3339
 from tests.persistence.world import code_of, goal_id_of

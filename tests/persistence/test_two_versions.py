@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from bson import ObjectId
 
-from persistence.goals import object_id
+from persistence.rows import object_id
 from statemachine.goal import CommandName
 from statemachine.receivers import (
     TRIGGER_EXCLUSIVE_GOAL,

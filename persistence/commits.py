@@ -1,0 +1,237 @@
+"""The one transaction of a command: all that a decision changes, or nothing of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pymongo import ReturnDocument, UpdateOne
+from pymongo.errors import BulkWriteError
+
+from persistence.documents import Goal
+from persistence.errors import Conflict, StoreDamaged
+from persistence.faults import Step, reached
+from persistence.goal_writes import (
+    GoalWrite,
+    SessionWrite,
+    Writer,
+    facts_of,
+    keeps_sources,
+    show_of,
+)
+from persistence.intents import Delivery, Done, Intent
+from persistence.rows import goal_row
+from persistence.views import goal_view
+from statemachine.goal import Command, CommandName, Decision, GoalState, Limits, Role, decide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from bson import ObjectId
+    from pymongo.errors import DuplicateKeyError
+
+    from persistence.documents import Session
+    from persistence.requests import RequestRecords
+    from persistence.store import Row, Store
+    from statemachine.receivers import Effect, Registry
+
+# MongoDB's code of a key that is there already.
+_DUPLICATE = 11000
+
+
+class Commits:
+    """Writes decisions on goals that exist.
+
+    Attributes:
+        writer: what builds the writes.
+    """
+
+    def __init__(
+        self, store: Store, registry: Registry, limits: Limits, requests: RequestRecords
+    ) -> None:
+        self._store = store
+        self._limits = limits
+        self._requests = requests
+        self.writer = Writer(registry, limits, store.owner, store.options.lease_s)
+
+    async def commit(
+        self, intent: Intent, goal: Goal, session: Session, decision: Decision, now: datetime
+    ) -> Done:
+        """Writes all that a decision changes, or raises and writes nothing."""
+        write, effects = self.writer.goal_write(goal, decision, now, intent.client_id)
+        session_write = self.writer.session_write(session, write.after, decision, effects)
+        done = Done(goal=goal_view(write.after), session_id=str(session.id))
+
+        async def body() -> list[Delivery]:
+            deliveries = await self._apply(write)
+            reached(Step.IN_TRANSACTION, intent.command)
+            if session_write is not None:
+                await self._apply_to_session(session_write)
+                if session_write.cleans_up:
+                    deliveries += await self._supersede_others(session, now)
+            if write.ledger:
+                await self.post(write.ledger)
+            if write.calls:
+                await self._store.escrow_calls.insert_many(write.calls)
+            await self._apply_to_show(write.after, session, decision, effects, now)
+            await self._requests.remember(intent, done, now)
+            reached(Step.BEFORE_COMMIT, intent.command)
+            return deliveries
+
+        deliveries = await self._store.transact(body)
+        reached(Step.AFTER_COMMIT, intent.command)
+        return Done(done.goal, done.session_id, tuple(deliveries))
+
+    async def _apply(self, write: GoalWrite) -> list[Delivery]:
+        """The compare-and-set of `deactivate_goal`, on the document as it was before."""
+        before = await self._store.goals.find_one_and_update(
+            write.guard,
+            write.update(),
+            projection={"outbox.event_id": True},
+            return_document=ReturnDocument.BEFORE,
+        )
+        if before is None:
+            raise Conflict
+        delivery = write.delivery(len(before.get("outbox", ())))
+        return [delivery] if delivery else []
+
+    async def _apply_to_session(self, write: SessionWrite) -> None:
+        updated = await self._store.sessions.update_one(write.guard, write.pipeline())
+        if updated.matched_count == 0:
+            raise Conflict
+
+    async def _apply_to_show(
+        self,
+        goal: Goal,
+        session: Session,
+        decision: Decision,
+        effects: Sequence[Effect],
+        now: datetime,
+    ) -> None:
+        """Creates the ExclusiveGoal when a show starts, deactivates it when it ends."""
+        if decision.command is CommandName.START:
+            assert decision.due is not None
+            await self._store.goals.insert_one(goal_row(show_of(goal, decision.due.at, now)))
+        elif decision.command is CommandName.FINISH:
+            changes: Row = {
+                "active": False,
+                "state": GoalState.ENDED.value,
+                "outcome": goal.outcome.value if goal.outcome else None,
+            }
+            if keeps_sources(effects):
+                changes["rtc_sources"] = session.rtc_sources
+            updated = await self._store.goals.update_one(
+                {"_id": goal.exclusive_goal, "active": True},
+                {"$set": changes, "$min": {"exp": now}, "$inc": {"version": 1}},
+            )
+            if updated.matched_count == 0:
+                raise Conflict
+
+    async def _supersede_others(self, session: Session, now: datetime) -> list[Delivery]:
+        """Unsets the other pairs of the Session and declines their invitations.
+
+        Source: requirements, `cleanup_expired_exclusive_goal_pairs`; the aggregation is theirs.
+        """
+        pairs = await (
+            await self._store.sessions.aggregate(
+                [
+                    {"$match": {"_id": session.id}},
+                    {"$project": {"pairs": {"$objectToArray": "$exclusive_goal_pairs"}}},
+                    {"$unwind": "$pairs"},
+                    {
+                        "$match": {
+                            "$or": [
+                                {"pairs.v.exclusive_goal_ended": {"$ne": None}},
+                                {
+                                    "$and": [
+                                        {"pairs.v.exclusive_goal": None},
+                                        {"pairs.v.trigger_exclusive_goal_agreed": None},
+                                        {"pairs.v.trigger_exclusive_goal_ended": None},
+                                    ]
+                                },
+                            ]
+                        }
+                    },
+                    {
+                        "$project": {
+                            "_id": False,
+                            "user_id": "$pairs.k",
+                            "goal_id": "$pairs.v.trigger_exclusive_goal",
+                        }
+                    },
+                ]
+            )
+        ).to_list()
+        if not pairs:
+            return []
+        paths = {f"exclusive_goal_pairs.{pair['user_id']}": pair["goal_id"] for pair in pairs}
+        unset = await self._store.sessions.update_one(
+            {"_id": session.id}
+            | {f"{path}.trigger_exclusive_goal": goal_id for path, goal_id in paths.items()},
+            {"$unset": dict.fromkeys(paths, "")},
+        )
+        if unset.matched_count == 0:
+            raise Conflict
+        # What the declined goals' receivers would mark on their pairs went with the pairs.
+        deliveries, _ = await self.decline_all(
+            list(paths.values()), CommandName.SUPERSEDE, session, now
+        )
+        return deliveries
+
+    async def decline_all(
+        self, goal_ids: Iterable[ObjectId], command: CommandName, session: Session, now: datetime
+    ) -> tuple[list[Delivery], list[Effect]]:
+        """Declines, inside a transaction, those of the goals that are still invited.
+
+        Returns:
+            What is left to deliver, and what the commit-phase receivers want of the Session.
+        """
+        rows = await self._store.goals.find(
+            {"_id": {"$in": list(goal_ids)}, "state": GoalState.INVITED.value}
+        ).to_list()
+        deliveries: list[Delivery] = []
+        effects: list[Effect] = []
+        updates: list[UpdateOne] = []
+        ledger: list[Row] = []
+        calls: list[Row] = []
+        for row in rows:
+            goal = Goal.model_validate(row)
+            decision = decide(
+                facts_of(goal, session), Command(command, Role.SYSTEM), now, self._limits
+            )
+            assert isinstance(decision, Decision)
+            write, wanted = self.writer.goal_write(goal, decision, now, None)
+            effects += wanted
+            updates.append(UpdateOne(write.guard, write.update()))
+            ledger += write.ledger
+            calls += write.calls
+            delivery = write.delivery(len(goal.outbox))
+            if delivery is not None:
+                deliveries.append(delivery)
+        if updates:
+            written = await self._store.goals.bulk_write(updates, ordered=False)
+            if written.matched_count != len(updates):
+                raise Conflict
+            reached(Step.IN_TRANSACTION, command)
+            await self.post(ledger)
+            if calls:
+                await self._store.escrow_calls.insert_many(calls)
+        return deliveries, effects
+
+    async def post(self, rows: list[Row]) -> None:
+        """Writes postings into the ledger.
+
+        Raises:
+            StoreDamaged: one is there already, although its goal says that it can't be.
+        """
+        try:
+            await self._store.escrow.insert_many(rows)
+        except BulkWriteError as error:
+            if any(each["code"] == _DUPLICATE for each in error.details["writeErrors"]):
+                raise StoreDamaged(f"the ledger has this posting already: {error}") from error
+            raise
+
+
+def damaged(error: DuplicateKeyError) -> StoreDamaged:
+    """A key that no command may meet twice is there already: somebody has to look."""
+    return StoreDamaged(str(error).partition(", full error")[0])

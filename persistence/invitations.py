@@ -1,0 +1,223 @@
+"""Putting up an invitation: decided on the Session, its money held, then written in one piece."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from bson import ObjectId
+from pymongo.errors import DuplicateKeyError
+
+from persistence.commits import Commits, damaged
+from persistence.documents import (
+    TRIGGER_EXCLUSIVE_GOAL,
+    Conditions,
+    Context,
+    Goal,
+    Metadata,
+    Pair,
+    Session,
+)
+from persistence.errors import Conflict, EscrowUnavailable
+from persistence.escrow_port import SERVICE, Verdict
+from persistence.faults import Step, reached
+from persistence.goal_writes import facts_of
+from persistence.holds import Hold, Holds
+from persistence.intents import Answer, Delivery, Done, Intent, Refused
+from persistence.rows import goal_row, object_id
+from persistence.views import goal_view
+from statemachine.goal import (
+    Command,
+    CommandName,
+    Decision,
+    GoalState,
+    Limits,
+    Rejection,
+    Role,
+    decide,
+)
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from persistence.requests import RequestRecords
+    from persistence.store import Store
+
+_NO_SESSION = Refused("unknown_session", "There is no such session.")
+
+
+class _Weighed(NamedTuple):
+    """An invitation that may stand, as decided on the Session at `now`."""
+
+    goal: Goal
+    session: Session
+    decision: Decision
+    now: datetime
+
+
+class Invitations:
+    """The command that makes a goal."""
+
+    def __init__(
+        self,
+        store: Store,
+        commits: Commits,
+        limits: Limits,
+        requests: RequestRecords,
+        holds: Holds | None,
+    ) -> None:
+        self._store = store
+        self._commits = commits
+        self._writer = commits.writer
+        self._limits = limits
+        self._requests = requests
+        self._holds = holds
+
+    async def execute(self, intent: Intent) -> Answer:
+        """Carries out an invitation, or says why not."""
+        if self._holds is not None:
+            return await self._invite_with_hold(intent, self._holds)
+        return await self._invite(intent)
+
+    async def _invite_with_hold(self, intent: Intent, holds: Holds) -> Answer:
+        """Has the payment service hold the money, then puts up the invitation.
+
+        Neither the Session's lock nor a place in front of the pool is taken while it is asked.
+        """
+        began_at_s = self._store.clock.monotonic_s()
+        weighed = await self._weigh(intent, ObjectId())
+        now = self._store.clock.now()
+        if isinstance(weighed, Refused):
+            return await self._requests.refuse(intent, weighed, now)
+        hold = await holds.open(intent, weighed.goal, now)
+        if not isinstance(hold, Hold):
+            return hold
+        held = await holds.ask(hold, began_at_s)
+        if held.verdict is Verdict.REFUSED:
+            await holds.refused(hold.call, held.why)
+            refused = Refused("payment_refused", "The payment was refused.")
+            return await self._requests.refuse(intent, refused, self._store.clock.now())
+        try:
+            answer = await self._invite(intent, hold)
+        except EscrowUnavailable:
+            # Another attempt of the same request may have come first, with this very hold.
+            before = await self._requests.answer_of(intent)
+            if before is None:
+                raise
+            answer = before
+        if isinstance(answer, Refused):
+            await holds.abandon(hold.call)
+        return answer
+
+    async def _invite(self, intent: Intent, hold: Hold | None = None) -> Answer:
+        """Puts up a new invitation: goal, pair of the Session and held escrow together."""
+        assert intent.terms is not None
+        session_id = object_id(intent.terms.session_id)
+        if session_id is None:
+            return await self._requests.refuse(intent, _NO_SESSION, self._store.clock.now())
+        async with self._store.turns.session_turn(session_id):
+            while True:
+                weighed = await self._weigh(intent, hold.goal_id if hold else ObjectId())
+                if isinstance(weighed, Refused):
+                    break
+                reached(Step.AFTER_DECIDE, intent.command)
+                try:
+                    return await self._commit_invitation(intent, weighed, hold)
+                except Conflict:
+                    continue
+                except DuplicateKeyError as error:
+                    answer = await self._requests.answer_of(intent)
+                    if answer is None:
+                        raise damaged(error) from error
+                    return answer
+        return await self._requests.refuse(intent, weighed, self._store.clock.now())
+
+    async def _weigh(self, intent: Intent, goal_id: ObjectId) -> _Weighed | Refused:
+        """Decides an invitation on the Session as it is now; writes nothing."""
+        assert intent.terms is not None
+        assert intent.user_id is not None
+        session_id = object_id(intent.terms.session_id)
+        session = await self._session(session_id) if session_id is not None else None
+        if session is None:
+            return _NO_SESSION
+        now = self._store.clock.now()
+        goal = self._new_goal(intent, session, goal_id, now)
+        command = Command(CommandName.INVITE, intent.role or Role.VIEWER, intent.user_id)
+        decision = decide(facts_of(goal, session), command, now, self._limits)
+        if isinstance(decision, Rejection):
+            return Refused(decision.code, decision.message)
+        pair = session.exclusive_goal_pairs.get(intent.user_id)
+        if pair is not None and pair.trigger_exclusive_goal_ended is None:
+            return Refused("already_invited", "Your invitation to this streamer still stands.")
+        return _Weighed(goal, session, decision, now)
+
+    def _new_goal(self, intent: Intent, session: Session, goal_id: ObjectId, now: datetime) -> Goal:
+        assert intent.terms is not None
+        assert intent.user_id is not None
+        assert session.id is not None
+        viewer_id = intent.user_id
+        return Goal(
+            id=goal_id,
+            cls=TRIGGER_EXCLUSIVE_GOAL,
+            active=True,
+            conditions=Conditions(session_id=session.id, exclusive_to=viewer_id),
+            context=Context(type="trigger-exclusive", exclusive_to=viewer_id),
+            exp=now,
+            triggerer=intent.client_id,
+            metadata=Metadata(
+                user_id=session.user.id, prepaid_duration=intent.terms.prepaid_duration_s
+            ),
+            breakdown={viewer_id: intent.terms.amount_minor},
+            amount=intent.terms.amount_minor,
+            state=GoalState.NONE,
+            created_at=now,
+        )
+
+    async def _commit_invitation(
+        self, intent: Intent, weighed: _Weighed, hold: Hold | None
+    ) -> Done:
+        goal, session, decision, now = weighed
+        assert goal.id is not None
+        assert decision.due is not None
+        standing = goal.model_copy(
+            update={
+                "state": decision.target,
+                "exp": decision.expires_at,
+                "due_at": decision.due.at,
+                "due_command": decision.due.command,
+                "held_by": SERVICE if hold else None,
+            }
+        )
+        entries = self._writer.outbox_entries(self._writer.invited(standing, decision, now))
+        row = goal_row(standing) | {"outbox": [entry.model_dump() for entry in entries]}
+        if entries:
+            row |= self._writer.outbox_lease(now)
+        pair = Pair(trigger_exclusive_goal=goal.id).model_dump(exclude_none=True)
+        done = Done(goal=goal_view(standing), session_id=str(session.id))
+        goal_id = goal.id
+
+        async def body() -> None:
+            updated = await self._store.sessions.update_one(
+                {"_id": session.id, "version": session.version, "active": True},
+                {
+                    "$set": {f"exclusive_goal_pairs.{intent.user_id}": pair},
+                    "$inc": {"version": 1},
+                },
+            )
+            if updated.matched_count == 0:
+                raise Conflict
+            reached(Step.IN_TRANSACTION, intent.command)
+            await self._store.goals.insert_one(row)
+            await self._commits.post(self._writer.ledger_rows(standing, decision, now))
+            if hold is not None and self._holds is not None:
+                await self._holds.stands(hold)
+            await self._requests.remember(intent, done, now)
+            reached(Step.BEFORE_COMMIT, intent.command)
+
+        await self._store.transact(body)
+        reached(Step.AFTER_COMMIT, intent.command)
+        deliveries = (Delivery(goal_id, tuple(entries)),) if entries else ()
+        return Done(done.goal, done.session_id, deliveries)
+
+    async def _session(self, session_id: ObjectId) -> Session | None:
+        row = await self._store.sessions.find_one({"_id": session_id})
+        return Session.model_validate(row) if row else None
