@@ -85,6 +85,7 @@ class FallbackSession:
 
     Attributes:
         write: Takes ready WebSocket frames, as a socket's does.
+        fd: There is no descriptor to write them to.
     """
 
     __slots__ = (
@@ -107,6 +108,7 @@ class FallbackSession:
         "write",
     )
 
+    fd = -1
     pusher: PusherProtocol
     write: Callable[[bytes], None]
 

@@ -18,7 +18,14 @@ ChannelKey: TypeAlias = tuple[str, str]  # app id, channel
 
 
 class Connection(Protocol):
-    """What hub and fan-out know of one accepted socket."""
+    """What hub and fan-out know of one accepted socket.
+
+    Attributes:
+        fd: The descriptor that bytes may be written to past `write`, because nothing waits there
+            to be sent and nobody encrypts; else -1. Whoever changes it calls `Hub.reroute`.
+    """
+
+    fd: int
 
     @property
     def pusher(self) -> PusherProtocol:
@@ -56,7 +63,8 @@ class Channel:
     """One channel of one app on this node.
 
     Attributes:
-        live: Connections that get every push at once (a dict for its order).
+        live: Connections that get every push at once, in order -> their `fd`.
+        removals: How often a connection was taken off `live`, or its `fd` changed there.
         gates: Connections whose pushes wait until their subscription stands.
         heard: The broker has confirmed that this node gets the channel's publications.
         batch: Frames that wait to be joined, None when the channel is quiet (fan-out).
@@ -74,13 +82,15 @@ class Channel:
         "heard",
         "live",
         "name",
+        "removals",
         "slicing",
     )
 
     def __init__(self, app_id: str, name: str) -> None:
         self.app_id = app_id
         self.name = name
-        self.live: dict[Connection, None] = {}
+        self.live: dict[Connection, int] = {}
+        self.removals = 0
         self.gates: dict[Connection, Gate] = {}
         self.heard = False
         self.batch: list[bytes] | None = None
@@ -100,6 +110,22 @@ class Channel:
 
     def __len__(self) -> int:
         return len(self.live) + len(self.gates)
+
+    def put(self, connection: Connection) -> None:
+        """Lets a connection get every push from now on."""
+        self.live[connection] = connection.fd
+
+    def remove(self, connection: Connection) -> None:
+        """Lets a connection get nothing more, not even the rest of a batch under way."""
+        self.gates.pop(connection, None)
+        if self.live.pop(connection, None) is not None:
+            self.removals += 1
+
+    def reroute(self, connection: Connection) -> None:
+        """Takes over how a connection is written to."""
+        if connection in self.live:
+            self.live[connection] = connection.fd
+            self.removals += 1
 
 
 Subscriptions: TypeAlias = "dict[str, Member | None]"
@@ -136,8 +162,7 @@ class Hub:
         left = []
         for name, member in subscriptions.items():
             channel = self._channels[app_id, name]
-            channel.live.pop(connection, None)
-            channel.gates.pop(connection, None)
+            channel.remove(connection)
             left.append((channel, member))
         subscriptions.clear()
         return left
@@ -159,7 +184,7 @@ class Hub:
         first = channel.empty
         self.connections[connection][channel.name] = member
         if gate is None:
-            channel.live[connection] = None
+            channel.put(connection)
         else:
             channel.gates[connection] = gate
         return channel, first
@@ -169,21 +194,25 @@ class Hub:
         """Makes a gated subscription live; None if it has gone meanwhile."""
         gate = channel.gates.pop(connection, None)
         if gate is not None:
-            channel.live[connection] = None
+            channel.put(connection)
         return gate
 
     @staticmethod
     def close_gate(channel: Channel, connection: Connection) -> None:
         """Holds back what the channel pushes to a live connection until `open_gate`."""
-        del channel.live[connection]
+        channel.remove(connection)
         channel.gates[connection] = Gate()
 
     def leave(self, connection: Connection, channel: Channel) -> bool:
         """Ends one subscription; returns whether it was the channel's last."""
         self.connections[connection].pop(channel.name, None)
-        channel.live.pop(connection, None)
-        channel.gates.pop(connection, None)
+        channel.remove(connection)
         return channel.empty
+
+    def reroute(self, connection: Connection, app_id: str) -> None:
+        """Takes over, in all channels of an attached connection, how it is written to."""
+        for name in self.connections.get(connection, ()):
+            self._channels[app_id, name].reroute(connection)
 
     def forget(self, channel: Channel) -> None:
         """Drops a channel that nobody is in; a channel that somebody is in stays."""

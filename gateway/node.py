@@ -289,6 +289,11 @@ class Node:
             self.users.sign_in(connection, app.id, identity.user_id)
         return pusher
 
+    def reroute(self, connection: NodeConnection) -> None:
+        """Takes over how a connection is written to; does nothing for one that is not attached."""
+        if connection in self.hub.connections:
+            self.hub.reroute(connection, connection.pusher.app.id)
+
     def detach(self, connection: NodeConnection) -> None:
         """Ends what a connection takes part in; a second call does nothing."""
         if connection not in self.hub.connections:

@@ -86,7 +86,8 @@ class GatewayProtocol(asyncio.Protocol):
     Attributes:
         node: Where the connection lives.
         pusher: The protocol's state; set when the connection is established.
-        write: `transport.write` itself while the socket keeps up: fan-out pays one call.
+        write: `transport.write` itself while the socket keeps up.
+        fd: See `gateway.hub.Connection`; fan-out writes there.
         bucket: The wheel's.
     """
 
@@ -103,6 +104,7 @@ class GatewayProtocol(asyncio.Protocol):
         "_unread",
         "_wire",
         "bucket",
+        "fd",
         "node",
         "pusher",
         "write",
@@ -134,6 +136,7 @@ class GatewayProtocol(asyncio.Protocol):
         self._authorize_by = math.inf
         self._reading = True
         self.write = _drop
+        self.fd = -1
         self.bucket = -1
 
     @property
@@ -189,18 +192,20 @@ class GatewayProtocol(asyncio.Protocol):
         """The peer reads more slowly than we write: from here on every write is measured."""
         if self._phase < Phase.CLOSING:
             self.write = self._write_bounded
+            self._reroute(-1)
             self._check_buffer()
 
     def resume_writing(self) -> None:
         """The peer has caught up."""
         if self._phase < Phase.CLOSING:
             self.write = self._transport.write
+            self._reroute(descriptor(self._transport))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Lets go of everything that knows this socket."""
         del exc
         self._phase = Phase.CLOSED
-        self.write = _drop
+        self._fall_silent()
         self._open_connections.discard(self)
         self.node.detach(self)
         self.node.gone(self)
@@ -214,7 +219,7 @@ class GatewayProtocol(asyncio.Protocol):
     def upgraded(self, upgrade: Upgrade, rest: bytes) -> None:
         """Answers a plain upgrade, and goes on with what was read behind it."""
         self._last_seen = self.node.now()
-        self.write = self._transport.write
+        self._begin_writing()
         self._open(upgrade.opening, upgrade.response)
         if rest:
             self.data_received(rest)
@@ -232,7 +237,7 @@ class GatewayProtocol(asyncio.Protocol):
             return
         # It keeps the request's headers for as long as it lives.
         self._wire = None
-        self.write = self._transport.write
+        self._begin_writing()
         opening = Opening(
             request.path,
             next(iter(headers.get_all("Origin")), None),
@@ -403,6 +408,24 @@ class GatewayProtocol(asyncio.Protocol):
         self._end()
         self.node.wheel.put(self, self.node.now() + _LINGER_S)
 
+    # How bytes leave
+
+    def _begin_writing(self) -> None:
+        # `pause_writing` comes as soon as a byte has to wait: until then nothing waits.
+        self._transport.set_write_buffer_limits(high=0)
+        self.write = self._transport.write
+        self.fd = descriptor(self._transport)
+
+    def _fall_silent(self) -> None:
+        """Nothing is written any more."""
+        self.write = _drop
+        self._reroute(-1)
+
+    def _reroute(self, fd: int) -> None:
+        if fd != self.fd:
+            self.fd = fd
+            self.node.reroute(self)
+
     # Bounds and deadlines
 
     def _write_bounded(self, data: bytes) -> None:
@@ -423,7 +446,7 @@ class GatewayProtocol(asyncio.Protocol):
     def abort(self) -> None:
         """Ends the connection without a word; unsent data is lost."""
         self._phase = Phase.CLOSED
-        self.write = _drop
+        self._fall_silent()
         self._transport.abort()
 
     def on_deadline(self, now: float) -> float | None:
@@ -492,7 +515,7 @@ class GatewayProtocol(asyncio.Protocol):
     def _end(self) -> None:
         """Takes part in nothing any more; only the transport is left."""
         self._phase = max(self._phase, Phase.CLOSING)
-        self.write = _drop
+        self._fall_silent()
         self.node.detach(self)
 
     def _pause_reading(self) -> None:
@@ -510,3 +533,10 @@ class GatewayProtocol(asyncio.Protocol):
 
 def _new_wire(node: Node, state: State) -> ServerProtocol:
     return ServerProtocol(state=state, max_size=node.settings.max_message_bytes, logger=_wire_log)
+
+
+def descriptor(transport: asyncio.Transport) -> int:
+    """What `Connection.fd` is for a transport in which nothing waits."""
+    plain = transport.get_extra_info("socket")
+    encrypted = transport.get_extra_info("sslcontext") is not None
+    return -1 if plain is None or encrypted else plain.fileno()

@@ -21,6 +21,7 @@ class One:
 
     def __init__(self, number: int) -> None:
         self.app_id = str(number % 2)
+        self.fd = number
 
 
 class HubMachine(RuleBasedStateMachine):

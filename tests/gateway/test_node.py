@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+from socket import socketpair
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -36,6 +37,7 @@ class Socket:
     """Takes what fan-out writes."""
 
     pusher: Any = None
+    fd = -1
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []
@@ -59,7 +61,7 @@ class Field:
         self.channel = Channel("1", "c")
         self.sockets = [Socket() for _ in range(sockets)]
         for socket in self.sockets:
-            self.channel.live[socket] = None
+            self.channel.put(socket)
         self.deliveries = 0
         self.by_id: dict[str, Socket] = {}
         loop = asyncio.get_running_loop()
@@ -157,7 +159,7 @@ async def test_a_socket_that_leaves_between_slices_gets_nothing_more() -> None:
     field.push(b"1")
     await asyncio.sleep(0)
     gone = field.sockets[3]
-    del field.channel.live[gone]
+    field.channel.remove(gone)
     await field.quiet()
 
     assert gone.writes == []
@@ -206,12 +208,62 @@ async def test_a_gate_over_the_send_bound_ends_its_connection() -> None:
     assert late.slow
 
 
+async def test_sockets_are_written_to_by_their_descriptors_while_they_keep_up() -> None:
+    field = Field(0, fanout_slice=2)
+    pairs = [socketpair() for _ in range(5)]
+    for near, _ in pairs:
+        near.setblocking(False)
+        socket = Socket()
+        socket.fd = near.fileno()
+        field.sockets.append(socket)
+        field.channel.put(socket)
+    gone, lags = field.sockets[3:]
+    field.push(b"1")
+    await asyncio.sleep(0)
+    # Between the slices.
+    field.channel.remove(gone)
+    lags.fd = -1
+    field.channel.reroute(lags)
+    await field.quiet()
+
+    received = []
+    for near, far in pairs:
+        near.close()
+        received.append(far.recv(100))
+        far.close()
+    assert received == [frames_of(b"1")] * 3 + [b""] * 2
+    assert [socket.received for socket in field.sockets] == [b""] * 4 + [frames_of(b"1")]
+
+
+async def test_what_a_descriptor_does_not_take_is_left_to_the_transport() -> None:
+    field = Field(1)
+    [socket] = field.sockets
+    near, far = socketpair()
+    with near, far:
+        near.setblocking(False)
+        socket.fd = near.fileno()
+        field.channel.reroute(socket)
+        body = b"x" * 4_000_000
+        field.push(body)
+        await field.quiet()
+        # Full now: not a byte more.
+        field.push(b"2")
+        await field.quiet()
+
+        far.settimeout(5)
+        taken = b""
+        while len(taken) + len(socket.received) < len(frames_of(body, b"2")):
+            taken += far.recv(1_000_000)
+    assert taken
+    assert taken + socket.received == frames_of(body, b"2")
+
+
 async def test_one_busy_channel_does_not_hold_up_another() -> None:
     field = Field(1, join_wait_ms=1000)
     field.push(b"1")
     await asyncio.sleep(0)
     quiet, socket = Channel("1", "d"), Socket()
-    quiet.live[socket] = None
+    quiet.put(socket)
     field.fan_out.push(quiet, b"now")
     await asyncio.sleep(0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from typing import TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import uvicorn
 from uvicorn.server import ServerState
@@ -60,14 +60,16 @@ class Wire(asyncio.Transport):
         write: Appends to `written`, without a Python function that would be counted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sink: IO[bytes] | None = None) -> None:
+        """A transport with the descriptor of `sink`, which fan-out then writes to, or with none."""
         super().__init__()
+        self._sink = sink
         self.written: list[bytes] = []
         self.write: Callable[[bytes], None] = self.written.append  # type: ignore[assignment]
         self.protocol: Any = None
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return default
+        return self._sink if name == "socket" else default
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self.protocol = protocol
@@ -176,9 +178,9 @@ class Stage:
         data = {"auth": signature, "channel": CHANNEL}
         return masked_frame(1, json_bytes({"event": "pusher:subscribe", "data": data}))
 
-    def subscribed(self, count: int) -> list[Wire]:
+    def subscribed(self, count: int, sink: IO[bytes] | None = None) -> list[Wire]:
         """That many new sockets on the channel, which have read everything."""
-        wires = [Wire() for _ in range(count)]
+        wires = [Wire(sink) for _ in range(count)]
         for wire in wires:
             self.connect(wire)
             self.receive(wire, self.subscription(wire))
