@@ -22,7 +22,7 @@ from persistence.faults import Step
 from tests.e2e.books import Books
 from tests.faults.chaos_stream import INVITATION_TTL_S, PREPAID_S, Stream
 from tests.faults.checker import Timing, judge
-from tests.faults.forked_gateway import CrashPoint, ForkedGateway
+from tests.faults.forked_gateway import REFUSED, CrashPoint, ForkedGateway
 from tests.faults.players import Witness, read_truth
 
 if TYPE_CHECKING:
@@ -58,11 +58,14 @@ _LONGEST_PAUSE_S: Final = 0.1
 # The share of the commands that a load balancer sends only to processes that are ready.
 _BALANCED: Final = 0.8
 _LONGEST_ABSENCE_S: Final = 1.0
+# The share of the processes that are killed whether they are ready or not.
+_KILLED_EARLY: Final = 0.15
 # A start takes about a tenth of a second; on a busy machine several.
 _LONGEST_START_S: Final = 0.3
 # A process whose step does not come is killed where it is.
 _STEP_WITHIN_S: Final = 3.0
 _DEEPEST_STEP: Final = 8
+_MOST_REFUSALS: Final = 4
 # A stream that has not come to rest in this time has stalled, provided that the gateways were
 # given the processor meanwhile, as the answers that others had from them show. The second limit
 # holds whatever they were given.
@@ -99,6 +102,7 @@ class ChaosResult:
     Attributes:
         half_heard: streams of which the witness may have missed something; of them it was not
             judged whether each event was delivered.
+        refused_starts: how often a process found that it can't be started.
     """
 
     kills: int = 0
@@ -110,6 +114,7 @@ class ChaosResult:
     told: int = 0
     told_again: int = 0
     half_heard: int = 0
+    refused_starts: int = 0
     longest_rest_s: float = 0.0
     elapsed_s: float = 0.0
     violations: list[str] = field(default_factory=list)
@@ -139,6 +144,7 @@ class Chaos:
         self._gateways: list[ForkedGateway] = []
         self.result = ChaosResult()
         self._ready: set[str] = set()
+        self._refusals: Counter[str] = Counter()
         self._answers = 0
         self._answered = asyncio.Event()
         self.witness = Witness(stores)
@@ -181,29 +187,33 @@ class Chaos:
 
     async def _kill_again_and_again(self, gateway: ForkedGateway) -> None:
         while self.result.kills < self._options.kills:
-            if self._dice.random() < 0.15:
+            if not gateway.is_running and self._dice.random() < _KILLED_EARLY:
                 await self._launch(gateway, None)
                 await asyncio.sleep(self._dice.uniform(0, _LONGEST_START_S))
-                await gateway.kill()
-                self._count("soon after its launch")
+                await self._kill(gateway, "soon after its launch")
                 continue
             point = self._point()
             if not await self._start(gateway, point):
-                self._count("while starting")
-                self._look_at_start(gateway)
-                continue
+                if self._may_start_again(gateway):
+                    continue
+                return
             if point is None:
                 await self._let_answer(self._dice.randint(0, _MOST_ANSWERS))
                 await asyncio.sleep(self._dice.uniform(0, _LONGEST_PAUSE_S))
             elif await gateway.until_dead(_STEP_WITHIN_S):
                 self._count(point.step)
                 continue
-            await gateway.kill()
-            self._count("anywhere")
+            await self._kill(gateway, "anywhere")
             if self._dice.random() < 0.2:
                 await asyncio.sleep(self._dice.uniform(0, _LONGEST_ABSENCE_S))
-        if not await self._start(gateway, None):
-            self._look_at_start(gateway)
+        while not await self._start(gateway, None):
+            if not self._may_start_again(gateway):
+                return
+
+    async def _kill(self, gateway: ForkedGateway, where: str) -> None:
+        if gateway.is_running:
+            await gateway.kill()
+            self._count(where)
 
     async def _let_answer(self, count: int) -> None:
         """Returns when the gateways have given so many more answers, or give none."""
@@ -214,11 +224,24 @@ class Chaos:
                     self._answered.clear()
                     await self._answered.wait()
 
-    def _look_at_start(self, gateway: ForkedGateway) -> None:
-        """A process that ends before it is ready was killed; anything else is a fault."""
+    def _may_start_again(self, gateway: ForkedGateway) -> bool:
+        """Looks at how a process has ended that did not get ready.
+
+        It may have been killed. Or it found no usable MongoDB, as may be on a busy machine: a
+        supervisor would start it again, some times in a row. Anything else is a fault.
+        """
         assert gateway.process is not None
-        if gateway.process.exitcode != -signal.SIGKILL:
-            self.result.violations.append(f"{gateway.name} did not start: {gateway.log_text()}")
+        code = gateway.process.exitcode
+        if code == -signal.SIGKILL:
+            self._count("while starting")
+            return True
+        if code == REFUSED:
+            self.result.refused_starts += 1
+            self._refusals[gateway.name] += 1
+            if self._refusals[gateway.name] < _MOST_REFUSALS:
+                return True
+        self.result.violations.append(f"{gateway.name} did not start: {gateway.log_text()}")
+        return False
 
     async def _start(self, gateway: ForkedGateway, point: CrashPoint | None) -> bool:
         """Starts it, unless it still runs; false when it died before it was ready."""
@@ -228,6 +251,7 @@ class Chaos:
         if not await gateway.until_ready():
             return False
         self._ready.add(gateway.name)
+        self._refusals[gateway.name] = 0
         return True
 
     async def _launch(self, gateway: ForkedGateway, point: CrashPoint | None) -> None:
@@ -334,6 +358,7 @@ def result_json(options: ChaosOptions, result: ChaosResult) -> str:
             "commands_cut_off": result.unanswered,
             "events": result.told,
             "events_repeated": result.told_again,
+            "refused_starts": result.refused_starts,
             "half_heard": result.half_heard,
             "longest_rest_s": round(result.longest_rest_s, 2),
             "elapsed_s": round(result.elapsed_s, 1),

@@ -74,6 +74,9 @@ _PRELOADED = (
     "tests.faults.forking",
 )
 
+# The exit code of a process that found that it can't be started, and said why in its log.
+REFUSED = 3
+
 # What a caller sees of a process that dies amid its call, or is dead already.
 DIED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.ConnectError, httpx.WriteError)
 
@@ -166,7 +169,9 @@ def child_main(plan: Plan) -> None:
     with closing(listen(settings.host, settings.port)) as listener:
         server = GatewayServer(server_config(settings, app))
         server.run([listener])
-    sys.exit(server.fault is not None)
+    if server.fault is not None:
+        sys.stderr.write(f"{settings.node_name} did not start: {server.fault}\n")
+        sys.exit(REFUSED)
 
 
 def _end_with_parent() -> None:
