@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,11 +22,19 @@ _AWAIT_MS = 250
 
 
 class Books:
-    """The database of one test."""
+    """The database of one test.
+
+    Attributes:
+        moved: when the deadline of which goal was moved.
+    """
 
     def __init__(self, stores: Stores) -> None:
+        self.moved: list[tuple[float, str]] = []
         self._client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
-            stores.mongodb_url, serverSelectionTimeoutMS=5000, tz_aware=True
+            # An election takes long where everybody is busy.
+            stores.mongodb_url,
+            serverSelectionTimeoutMS=30_000,
+            tz_aware=True,
         )
         self.database = self._client[stores.database]
 
@@ -73,6 +82,7 @@ class Books:
 
     async def move_deadline(self, goal_id: str, *, seconds: float) -> None:
         """Moves a goal's `exp` and what the timer waits for."""
+        self.moved.append((time.monotonic(), goal_id))
         await self.move_exp(goal_id, seconds=seconds)
         await self.database["goals"].update_one(
             {"_id": ObjectId(goal_id)}, [{"$set": {"due_at": "$exp"}}]

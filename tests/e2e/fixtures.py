@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pymongo import MongoClient
 
     from persistence.embedded_process import ServerGuard
-    from tests.e2e.gateway_process import GatewayBuilder
+    from tests.e2e.gateway_process import Call, GatewayBuilder
     from tests.e2e.stage import StageBuilder
 
 
@@ -67,9 +67,10 @@ async def gateway_with(
 ) -> AsyncIterator[GatewayBuilder]:
     """Starts gateways on this test's stores; a second one is a second node."""
     started: list[Gateway] = []
+    calls: list[Call] = []
 
     async def build(*, argv: tuple[str, ...] = DUET_SERVE, **settings: str) -> Gateway:
-        gateway = Gateway(server_guard, stores, apps_file, settings, argv)
+        gateway = Gateway(server_guard, stores, apps_file, settings, argv, calls=calls)
         started.append(gateway)
         await asyncio.to_thread(gateway.start)
         return gateway

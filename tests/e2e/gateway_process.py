@@ -56,8 +56,30 @@ class Stores:
 
 
 @dataclass(slots=True)
+class Call:
+    """One HTTP call.
+
+    Attributes:
+        response: none as long as there is no answer, and for ever when the gateway died over it.
+    """
+
+    at_s: float
+    method: str
+    path: str
+    user_id: str | None
+    body: Any
+    headers: Mapping[str, str]
+    response: httpx.Response | None = None
+    answered_at_s: float = 0.0
+
+
+@dataclass(slots=True)
 class Gateway:
-    """One gateway process; it ends with the test, and with this process however that ends."""
+    """One gateway process; it ends with the test, and with this process however that ends.
+
+    Attributes:
+        calls: what it was asked over HTTP; gateways on the same stores may share the list.
+    """
 
     guard: ServerGuard
     stores: Stores
@@ -68,6 +90,7 @@ class Gateway:
     name: str = ""
     process: ServerProcess | None = None
     app_key: str = APP_KEY
+    calls: list[Call] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -190,10 +213,14 @@ class Gateway:
             content = json.dumps(body).encode()
         if content is not None:
             headers.setdefault("Content-Type", "application/json")
+        call = Call(time.monotonic(), method, path, user_id, body, headers)
+        self.calls.append(call)
         async with httpx.AsyncClient(timeout=10) as client:
-            return await client.request(
+            call.response = await client.request(
                 method, f"{self.url}{path}", content=content, headers=headers
             )
+        call.answered_at_s = time.monotonic()
+        return call.response
 
     async def publish(self, channels: list[str], event: str, data: Any) -> httpx.Response:
         """A signed event of the Pusher HTTP API (docs/pusher-compatibility.md 2.1)."""

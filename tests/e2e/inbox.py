@@ -27,11 +27,25 @@ class Received:
     at_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A command that a client has sent."""
+
+    at_s: float
+    name: str
+    data: dict[str, Any]
+
+
 class Inbox:
-    """Everything one client received, in order; each record is handed out by `expect` once."""
+    """Everything one client received, in order; each record is handed out by `expect` once.
+
+    Attributes:
+        sent: the commands that it sent, for whoever compares them with what was received.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.sent: list[Sent] = []
         self.received: list[Received] = []
         self.closed: str | None = None
         self._taken: set[int] = set()

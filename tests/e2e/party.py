@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from tests.e2e.inbox import PATIENCE_S
+from tests.e2e.inbox import PATIENCE_S, Sent
 from tests.e2e.node_process import NodeProcess
 
 if TYPE_CHECKING:
@@ -139,7 +140,9 @@ class Party(NodeProcess):
     ) -> dict[str, Any]:
         """Sends a goal command on one's own channel and returns its `goal.reply`."""
         request_id = request_id or self.new_request_id()
-        await self.trigger(self.own_channel, name, {"request_id": request_id, **data})
+        asked = {"request_id": request_id, **data}
+        self.sent.append(Sent(time.monotonic(), name, asked))
+        await self.trigger(self.own_channel, name, asked)
         reply = await self.expect(
             "goal.reply",
             self.own_channel,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
 from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import urlencode
@@ -11,7 +12,7 @@ from urllib.parse import urlencode
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.e2e.inbox import PATIENCE_S, Inbox
+from tests.e2e.inbox import PATIENCE_S, Inbox, Sent
 
 if TYPE_CHECKING:
     from tests.e2e.inbox import Received
@@ -132,7 +133,9 @@ class WireSocket(Inbox):
     ) -> dict[str, Any]:
         """Sends a goal command on one's own channel and returns its `goal.reply`."""
         request_id = request_id or f"{self.user_id}-{uuid.uuid4().hex}"[:64]
-        await self.send(name, {"request_id": request_id, **data}, self.own_channel)
+        asked = {"request_id": request_id, **data}
+        self.sent.append(Sent(time.monotonic(), name, asked))
+        await self.send(name, asked, self.own_channel)
         return await self.reply(request_id, timeout_s=timeout_s)
 
     async def reply(

@@ -15,10 +15,9 @@ from tests.e2e.fixtures import (  # noqa: F401  pytest finds fixtures by name
     books,
     gateway_with,
     shared_gateway,
-    stage,
-    stage_with,
     stores,
 )
+from tests.faults.judged_stage import stage  # noqa: F401
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from bson import ObjectId
+from pymongo.read_concern import ReadConcern
 
 from gateway.broker import Publication
 from gateway.frames import push_body
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from tests.e2e.books import Books
     from tests.e2e.gateway_process import Stores
+    from tests.e2e.wire_socket import Door
     from tests.faults.forked_gateway import ForkedGateway
     from tests.faults.history import Answered
 
@@ -104,10 +106,11 @@ class Witness:
             return
         history = self._channels.get(channel)
         if history is not None:
-            history.hear(WITNESS, channel, message["event"], _decoded(message["data"]))
+            history.hear(WITNESS, channel, message["event"], decoded(message["data"]))
 
 
-def _decoded(data: Any) -> Any:
+def decoded(data: Any) -> Any:
+    """What is in `data`, which the protocol carries as a text within the text."""
     return json.loads(data) if isinstance(data, str) else data
 
 
@@ -258,17 +261,21 @@ class Scene:
         """Plays what comes before a command, to the last delivery, and returns the command."""
         await self.open(gateway)
         goal_id = None
+        live = command in {"finish", "finish_due", "close_live", "invite_live"}
         if command != "invite":
             goal_id = await self.done(gateway, "invite")
         if command in {"agree", "close"}:
             await self.done(gateway, "invite", viewer=1)
-        if command in {"start", "refund", "finish", "finish_due", "close_live"}:
+        if live or command in {"start", "refund"}:
             await self.done(gateway, "agree", goal_id)
-        if command in {"finish", "finish_due", "close_live"}:
+        if live:
             await self.done(gateway, "start", goal_id)
         await self.books.until_delivered()
-        if command in {"close", "close_live"}:
-            return self.act("close")
+        match command:
+            case "close" | "close_live":
+                return self.act("close")
+            case "invite_live":
+                return self.act("invite", viewer=1)
         return self.act(command, goal_id)
 
     async def let_come(self, act: Act) -> None:
@@ -300,7 +307,7 @@ class Scene:
 
 
 async def see(
-    history: History, gateway: ForkedGateway, user_id: str, role: str, *, final: bool = False
+    history: History, gateway: Door, user_id: str, role: str, *, final: bool = False
 ) -> None:
     """Connects, as a client that was away, and writes down its snapshot."""
     async with WireSocket(gateway, user_id, role) as socket:
@@ -310,10 +317,11 @@ async def see(
 
 
 async def read_truth(books: Books, session_ids: Iterable[str]) -> Truth:
-    """Everything that MongoDB holds of these Sessions."""
+    """Everything that a majority of MongoDB's members holds of these Sessions."""
     texts = list(session_ids)
     keys = {"$in": [ObjectId(text) for text in texts]}
-    database = books.database
+    # What a primary alone has, in the belief that it still leads, may be undone.
+    database = books.database.with_options(read_concern=ReadConcern("majority"))
     return Truth(
         goals=await database["goals"].find({"conditions.session_id": keys}).to_list(),
         sessions=await database["sessions"].find({"_id": keys}).to_list(),

@@ -57,7 +57,12 @@ COMMANDS = (
     "finish",
     "finish_due",
     "close",
+    # No invitation stands beside a live show: what can meet one is its end, and these two.
+    "close_live",
+    "invite_live",
 )
+# It is told that a show is on, so there is nothing to commit or to deliver.
+REFUSED = "invite_live"
 LANES = 2
 DIES_WITHIN_S = 10.0
 
@@ -155,7 +160,7 @@ async def points_of(lane: Lane, command: str) -> list[CrashPoint]:
         }:
             pass
     missing = set(Step) - {step for step, _ in reached}
-    assert not missing, f"{command} does not pass {missing}"
+    assert not missing or command == REFUSED, f"{command} does not pass {missing}"
     count: Counter[tuple[str, str]] = Counter()
     points = []
     for step, detail in reached:

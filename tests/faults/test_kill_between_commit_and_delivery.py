@@ -12,7 +12,6 @@ import pytest
 
 from tests.e2e.stage import (
     AMOUNT_MINOR,
-    Stage,
     authorized,
     to_audience,
     to_streamer,
@@ -20,12 +19,14 @@ from tests.e2e.stage import (
 )
 from tests.e2e.wire_socket import WireSocket
 from tests.faults.crashing_gateway import CRASHING_SERVE
+from tests.faults.judged_stage import JudgedStage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.e2e.books import Books
     from tests.e2e.gateway_process import Gateway, GatewayBuilder
+    from tests.e2e.stage import Stage
 
 DELIVERED_ON_AGREE = {
     "invalidate_get_session_token_view_cache",
@@ -40,7 +41,7 @@ LEASE_S = "1"
 DIED = (httpx.RemoteProtocolError, httpx.ReadError)
 
 # Gateways of their own take seconds to start on a busy machine.
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ async def test_what_was_committed_is_delivered_by_the_restarted_gateway(
     gateway_with: GatewayBuilder, books: Books, tmp_path: Path
 ) -> None:
     doomed = await doomed_at("after_commit", gateway_with, tmp_path)
-    async with Stage(doomed.gateway, books) as stage:
+    async with JudgedStage(doomed.gateway, books) as stage:
         streamer = stage.user("streamer")
         session_id = await stage.open_session(streamer)
         goal = await invitation(doomed.gateway, stage)
@@ -128,7 +129,7 @@ async def test_another_node_delivers_to_its_sockets_what_the_killed_one_committe
 ) -> None:
     doomed = await doomed_at("after_commit", gateway_with, tmp_path)
     survivor = await gateway_with(DUET_LEASE_S=LEASE_S)
-    async with Stage(survivor, books) as stage:
+    async with JudgedStage(survivor, books) as stage:
         streamer = await stage.streamer()
         viewer = await stage.viewer("viewer", streamer)
         loser = await stage.viewer("loser", streamer)
@@ -166,7 +167,7 @@ async def test_a_crash_amid_the_delivery_repeats_events_under_the_same_id_and_no
 ) -> None:
     doomed = await doomed_at(step, gateway_with, tmp_path)
     survivor = await gateway_with(DUET_LEASE_S=LEASE_S)
-    async with Stage(survivor, books) as stage:
+    async with JudgedStage(survivor, books) as stage:
         streamer = await stage.streamer()
         viewer = await stage.viewer("viewer", streamer)
         goal = await stage.invited(viewer)
@@ -193,7 +194,7 @@ async def test_a_crash_before_the_commit_leaves_everything_as_it_was(
     gateway_with: GatewayBuilder, books: Books, tmp_path: Path, step: str
 ) -> None:
     doomed = await doomed_at(step, gateway_with, tmp_path)
-    async with Stage(doomed.gateway, books) as stage:
+    async with JudgedStage(doomed.gateway, books) as stage:
         streamer = stage.user("streamer")
         session_id = await stage.open_session(streamer)
         goal = await invitation(doomed.gateway, stage)
@@ -223,7 +224,7 @@ async def test_the_command_whose_answer_was_lost_is_answered_when_it_is_sent_aga
 ) -> None:
     """Committed, then killed before the reply: the same request_id finds the same answer."""
     doomed = await doomed_at("after_commit", gateway_with, tmp_path)
-    async with Stage(doomed.gateway, books) as stage:
+    async with JudgedStage(doomed.gateway, books) as stage:
         streamer = stage.user("streamer")
         viewer = stage.user("viewer")
         session_id = await stage.open_session(streamer)
@@ -254,7 +255,7 @@ async def test_what_fell_due_while_no_gateway_ran_is_done_right_after_the_restar
     gateway_with: GatewayBuilder, books: Books
 ) -> None:
     gateway = await gateway_with()
-    async with Stage(gateway, books) as stage:
+    async with JudgedStage(gateway, books) as stage:
         streamer = stage.user("streamer")
         await stage.open_session(streamer)
         goal = await invitation(gateway, stage)
@@ -274,7 +275,7 @@ async def test_killed_under_load_nothing_is_lost_and_nothing_is_done_twice(
 ) -> None:
     gateway = await gateway_with(DUET_LEASE_S=LEASE_S)
     streams = 12
-    async with Stage(gateway, books) as stage:
+    async with JudgedStage(gateway, books) as stage:
         goals: dict[str, str] = {}
         sessions: list[str] = []
         for number in range(streams):

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pymongo import MongoClient
-from pymongo.errors import PyMongoError
 
 from persistence.embedded_mongod import mongod_path, start_replica_set
 from persistence.errors import StoreUnavailable
 from persistence.intents import Done
 from statemachine.goal import CommandName, GoalState
 from tests.conftest import require
-from tests.persistence.world import World
+from tests.faults.judged_world import JudgedWorld
+from tests.faults.trouble import ELECTED_WITHIN_S, choose_primary
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from persistence.embedded_mongod import Mongod, ReplicaSet
+    from persistence.embedded_mongod import ReplicaSet
     from persistence.embedded_process import ServerGuard
     from persistence.intents import Answer
+    from tests.persistence.world import World
 
 DEADLINE_S = 1.0
-ANSWER_WITHIN_S = DEADLINE_S + 0.6
-NEW_PRIMARY_WITHIN_S = 30.0
+# What a busy machine adds to it is not the product's.
+ANSWER_WITHIN_S = DEADLINE_S + 2.0
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 class Partition:
@@ -56,23 +55,11 @@ class Partition:
         self.old_primary.process.pause()
         for member in self.others:
             member.process.resume()
-        give_up_at = time.monotonic() + NEW_PRIMARY_WITHIN_S
-        for candidate in itertools.cycle(self.others):
-            assert time.monotonic() < give_up_at
-            with contextlib.suppress(PyMongoError), candidate.client() as client:
-                # Who has seen less than the other is not elected.
-                client.admin.command("replSetStepUp")
-            if any(map(_takes_writes, self.others)):
-                return
+        choose_primary(self.others)
 
     def mend(self) -> None:
         for member in (self.old_primary, *self.others):
             member.process.resume()
-
-
-def _takes_writes(member: Mongod) -> bool:
-    with member.client() as client:
-        return bool(client.admin.command("hello")["isWritablePrimary"])
 
 
 @pytest.fixture
@@ -92,19 +79,23 @@ def partition(victim_guard: ServerGuard) -> Iterator[Partition]:
 
 
 @pytest.fixture
-async def world(partition: Partition) -> AsyncIterator[World]:
+async def world(partition: Partition) -> AsyncIterator[JudgedWorld]:
     with MongoClient[dict[str, Any]](partition.url, tz_aware=True) as client:
-        world = World(partition.url, client["majority"])
+        world = JudgedWorld(partition.url, client["majority"])
         await world.add_node(deadline_s=DEADLINE_S)
         yield world
+        partition.mend()
+        assert await world.verdict() == []
         await world.close()
 
 
-async def asked_in_time(world: World, goal_id: str, request_id: str | None) -> Answer | None:
+async def agreed_in_time(
+    world: World, goal_id: str, streamer: str, request_id: str | None
+) -> Answer | None:
     """One agreement; none when it was told that nobody knows."""
     asked_at_s = time.monotonic()
     try:
-        return await world.ask(CommandName.AGREE, goal_id, request_id=request_id)
+        return await world.ask(CommandName.AGREE, goal_id, by=streamer, request_id=request_id)
     except StoreUnavailable:
         return None
     finally:
@@ -121,15 +112,8 @@ async def test_a_commit_that_a_majority_has_not_seen_is_told_to_nobody(
     }
 
     async def agree(goal_id: str) -> Answer | None:
-        """One agreement; none when it was told that nobody knows."""
         streamer, request_id = goals[goal_id]
-        asked_at_s = time.monotonic()
-        try:
-            return await world.ask(CommandName.AGREE, goal_id, by=streamer, request_id=request_id)
-        except StoreUnavailable:
-            return None
-        finally:
-            assert time.monotonic() - asked_at_s < ANSWER_WITHIN_S
+        return await agreed_in_time(world, goal_id, streamer, request_id)
 
     partition.leave_alone()
     told = [await agree(goal_id) for goal_id in [*goals] * 2]
@@ -140,7 +124,7 @@ async def test_a_commit_that_a_majority_has_not_seen_is_told_to_nobody(
 
     assert states == ["agreed"] * 2, "the old primary has committed them, for itself"
     assert told == [None] * 4
-    give_up_at_s = time.monotonic() + NEW_PRIMARY_WITHIN_S
+    give_up_at_s = time.monotonic() + ELECTED_WITHIN_S
     for goal_id in goals:
         while (agreed := await agree(goal_id)) is None:
             assert time.monotonic() < give_up_at_s
@@ -157,7 +141,7 @@ async def test_what_a_majority_has_not_seen_is_shown_to_nobody(
     session = await world.session("anna")
     goal_id = await world.invited(session)
     partition.leave_alone()
-    assert await asked_in_time(world, goal_id, None) is None
+    assert await agreed_in_time(world, goal_id, "anna", None) is None
 
     with MongoClient[dict[str, Any]](partition.old_primary.url, tz_aware=True) as alone:
         assert [row["state"] for row in alone["majority"]["goals"].find()] == ["agreed"]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 import pytest_asyncio
 
-from tests.e2e.books import Books
 from tests.e2e.stage import AMOUNT_MINOR, Stage, reply, to_streamer, to_viewer
+from tests.faults.crashing_gateway import CRASHING_SERVE
+from tests.faults.judged_stage import ANSWER_WITHIN_S, COMES_BACK_WITHIN_S, insist, judged_stage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -22,14 +23,7 @@ if TYPE_CHECKING:
     from persistence.embedded_process import ServerGuard
     from tests.e2e.gateway_process import Stores
 
-from tests.e2e.gateway_process import Gateway
-from tests.faults.crashing_gateway import CRASHING_SERVE
-
-# The command's own two seconds and what a busy machine adds to them.
-ANSWER_WITHIN_S = 2.6
-COMES_BACK_WITHIN_S = 30.0
-
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +61,8 @@ async def victim(
     victim_mongodb: ReplicaSet, server_guard: ServerGuard, apps_file: Path, stores: Stores
 ) -> AsyncIterator[Victim]:
     stores = replace(stores, mongodb_url=victim_mongodb.url)
-    gateway = Gateway(server_guard, stores, apps_file, {"DUET_LEASE_S": "1"})
-    try:
-        await asyncio.to_thread(gateway.start)
-        async with Books(stores) as books, Stage(gateway, books) as stage:
-            yield Victim(stage, victim_mongodb)
-    finally:
-        await asyncio.to_thread(gateway.kill)
-
-
-async def until_answered(call: Any) -> dict[str, Any]:
-    """Repeats a command as a client does who was told that it may, until the answer is final."""
-    give_up_at = time.monotonic() + COMES_BACK_WITHIN_S
-    while True:
-        answer: dict[str, Any] = await call()
-        if answer["ok"] or not answer["error"]["retryable"]:
-            return answer
-        assert time.monotonic() < give_up_at, answer
+    async with judged_stage(server_guard, stores, apps_file) as stage:
+        yield Victim(stage, victim_mongodb)
 
 
 @pytest.mark.parametrize("how", ["frozen", "killed"])
@@ -127,9 +106,7 @@ async def test_commands_get_a_retryable_error_in_time_and_nothing_is_half_done(
     assert await stage.books.goal(goal["id"]) == before
 
     # The same request_id, sent again, is carried out now.
-    agreed = await until_answered(
-        lambda: streamer.command("client-goal.agree", request_id=request_id, goal_id=goal["id"])
-    )
+    agreed = (await insist(streamer, "client-goal.agree", request_id, goal_id=goal["id"]))[-1]
 
     assert agreed["ok"] is True, agreed
     replies = len(stage.received(streamer, "goal.reply"))
@@ -163,12 +140,10 @@ async def test_frozen_amid_a_transaction_the_command_is_done_once_when_it_is_sen
         "DUET_FAULT_CRASH_AT": step,
         "DUET_FAULT_ARMED_BY": str(armed_by),
         "DUET_FAULT_FREEZES": str(mongod.pid),
-        "DUET_LEASE_S": "1",
     }
-    gateway = Gateway(server_guard, stores, apps_file, settings, CRASHING_SERVE)
-    await asyncio.to_thread(gateway.start)
     try:
-        async with Books(stores) as books, Stage(gateway, books) as stage:
+        async with judged_stage(server_guard, stores, apps_file, settings, CRASHING_SERVE) as stage:
+            books = stage.books
             await stage.open_session(stage.user("streamer"))
             streamer = await stage.socket("streamer", "streamer")
             viewer = await stage.socket("viewer", "viewer")
@@ -189,9 +164,7 @@ async def test_frozen_amid_a_transaction_the_command_is_done_once_when_it_is_sen
             assert took_s < ANSWER_WITHIN_S
             if step != "before_commit":
                 assert await books.goal(goal_id) == before
-            agreed = await until_answered(
-                lambda: streamer.command("client-goal.agree", request_id="r", goal_id=goal_id)
-            )
+            agreed = (await insist(streamer, "client-goal.agree", "r", goal_id=goal_id))[-1]
             assert agreed["ok"] is True, agreed
             await streamer.expect("goal.ended", streamer.own_channel)
             await books.until_delivered()
@@ -200,7 +173,6 @@ async def test_frozen_amid_a_transaction_the_command_is_done_once_when_it_is_sen
             assert (await books.goal(goal_id))["version"] == before["version"] + 1
     finally:
         mongod.resume()
-        await asyncio.to_thread(gateway.kill)
 
 
 @pytest.mark.parametrize("how", ["frozen", "killed"])

@@ -15,7 +15,9 @@ import httpx
 import pytest
 
 from tests.e2e.gateway_process import DUET_SERVE
-from tests.e2e.stage import AMOUNT_MINOR, Stage
+from tests.e2e.stage import AMOUNT_MINOR
+from tests.faults.crashing_gateway import CRASHING_SERVE
+from tests.faults.judged_stage import JudgedStage
 from tests.payment_service import SECRET, Fault, PaymentService
 
 if TYPE_CHECKING:
@@ -26,12 +28,8 @@ if TYPE_CHECKING:
 
     from tests.e2e.books import Books
     from tests.e2e.gateway_process import Gateway, GatewayBuilder, Stores
+    from tests.e2e.stage import Stage
 
-CRASHING_SERVE = (
-    sys.executable,
-    str(Path(__file__).with_name("crashing_gateway.py")),
-    "serve",
-)
 DUET = str(Path(sys.executable).with_name("duet"))
 SETTINGS = {
     "DUET_ESCROW_SECRET": SECRET,
@@ -108,7 +106,7 @@ async def test_a_gateway_killed_between_hold_and_commit_leaves_no_money_held(
         DUET_FAULT_ARMED_BY=str(armed_by),
     )
     survivor = await serve(gateway_with, service)
-    async with Stage(survivor, books) as stage:
+    async with JudgedStage(survivor, books) as stage:
         await stage.open_session(stage.user("streamer"))
         armed_by.touch()
         with pytest.raises(DIED):
@@ -133,7 +131,7 @@ async def test_a_gateway_killed_while_the_service_answers_goes_on_with_the_same_
 ) -> None:
     # The restart must come before the hold is given back.
     gateway = await serve(gateway_with, service, DUET_COMMAND_TIMEOUT_S="30")
-    async with Stage(gateway, books) as stage:
+    async with JudgedStage(gateway, books) as stage:
         await stage.open_session(stage.user("streamer"))
         service.close_gate("hold")
         inviting = asyncio.create_task(invite(gateway, stage, key="r"))
@@ -155,7 +153,7 @@ async def test_a_refusal_is_the_viewers_answer(
     gateway_with: GatewayBuilder, books: Books, service: PaymentService
 ) -> None:
     gateway = await serve(gateway_with, service)
-    async with Stage(gateway, books) as stage:
+    async with JudgedStage(gateway, books) as stage:
         await stage.open_session(stage.user("streamer"))
         service.plan("hold", Fault.REFUSE)
 
@@ -172,7 +170,7 @@ async def test_a_service_that_never_answers_is_unavailable_within_the_commands_t
     service: PaymentService,
 ) -> None:
     gateway = await serve(gateway_with, service)
-    async with Stage(gateway, books) as stage:
+    async with JudgedStage(gateway, books) as stage:
         await stage.open_session(stage.user("streamer"))
         service.always("hold", Fault.HANG)
         began_s = asyncio.get_running_loop().time()
@@ -258,7 +256,7 @@ async def test_under_kills_and_a_service_that_fails_at_random_the_books_agree(
 ) -> None:
     seed = 20_261_122
     gateways = [await serve(gateway_with, service), await serve(gateway_with, service)]
-    async with Stage(gateways[0], books) as stage:
+    async with JudgedStage(gateways[0], books) as stage:
         shows = []
         for number in range(STREAMERS):
             streamer = stage.user(f"streamer{number}")
@@ -316,7 +314,7 @@ async def test_an_operator_sees_dead_letters_and_has_them_said_again(
     service: PaymentService,
 ) -> None:
     gateway = await serve(gateway_with, service)
-    async with Stage(gateway, books) as stage:
+    async with JudgedStage(gateway, books) as stage:
         await stage.open_session(stage.user("streamer"))
         empty = await asyncio.to_thread(duet, gateway, "escrow", "list")
         service.plan("release", Fault.REFUSE)

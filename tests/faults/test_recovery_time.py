@@ -31,7 +31,7 @@ AGREEMENTS = 20
 RESTARTED_WITHIN_S = 2.0
 TAKEN_OVER_WITHIN_S = 5.0
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 def tell(measured: str) -> None:

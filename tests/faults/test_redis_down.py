@@ -11,8 +11,6 @@ import pytest
 import pytest_asyncio
 from redis import Redis
 
-from tests.e2e.books import Books
-from tests.e2e.gateway_process import Gateway
 from tests.e2e.stage import (
     Stage,
     authorized,
@@ -21,6 +19,7 @@ from tests.e2e.stage import (
     to_streamer,
     to_viewer,
 )
+from tests.faults.judged_stage import ANSWER_WITHIN_S, COMES_BACK_WITHIN_S, judged_stage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,12 +29,9 @@ if TYPE_CHECKING:
     from persistence.embedded_redis import RedisServer
     from tests.e2e.gateway_process import Stores
 
-# What a command may take when each of its calls to Redis has to be given up first.
-ANSWER_WITHIN_S = 2.6
-COMES_BACK_WITHIN_S = 30.0
 NOTICED_WITHIN_S = 5.0
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +75,8 @@ async def victim(
     victim_redis: RedisServer, server_guard: ServerGuard, apps_file: Path, stores: Stores
 ) -> AsyncIterator[Victim]:
     stores = replace(stores, redis_url=victim_redis.url)
-    gateway = Gateway(server_guard, stores, apps_file, {"DUET_LEASE_S": "1"})
-    try:
-        await asyncio.to_thread(gateway.start)
-        async with Books(stores) as books, Stage(gateway, books) as stage:
-            yield Victim(stage, victim_redis)
-    finally:
-        await asyncio.to_thread(gateway.kill)
+    async with judged_stage(server_guard, stores, apps_file, deaf=True) as stage:
+        yield Victim(stage, victim_redis)
 
 
 @pytest.mark.parametrize("how", ["frozen", "killed"])
