@@ -131,6 +131,22 @@ async def publish_batch(call: ApiCall) -> Answer:
         return UNREACHABLE
 
 
+def plain_batch(app_id: str, body: bytes, settings: Settings) -> list[Publication] | None:
+    """What a batch's body publishes; None when it is wrong, or asks for something in return."""
+    try:
+        batch = _decode_batch(body).batch
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    if not 0 < len(batch) <= MAX_BATCH:
+        return None
+    publications: list[Publication] = []
+    for event in batch:
+        if event.info or _event_fault(event, [event.channel], settings) is not None:
+            return None
+        publications += _publications(app_id, event, [event.channel])
+    return publications
+
+
 async def publish_to_channel(call: ApiCall) -> Answer:
     """`POST /apps/{id}/channels/{name}/events?name=`: deprecated; the body is the data."""
     [channel] = call.arguments

@@ -1,8 +1,9 @@
 """uvicorn's HTTP side, with a straight way for the call that carries nearly every publication.
 
-`POST /apps/{id}/events` of the plain kind (signed and in order, no idempotency key, nothing asked
-in return) is answered where its last byte is parsed: no ASGI scope, no task, one write. Whatever
-is not plain goes the ordinary way through `gateway.pusher_api`, which alone says what is wrong.
+A plain `POST /apps/{id}/events` or `batch_events` (signed and in order, no idempotency key, nothing
+asked in return) is answered where its last byte is parsed: no ASGI scope, no task, one write.
+Whatever is not plain goes the ordinary way through `gateway.pusher_api`, which alone says what is
+wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 # A call with one of these is not plain.
 _UNPLAIN: Final = frozenset({b"expect", b"transfer-encoding", b"upgrade", *KEY_HEADERS})
-_EVENTS: Final = b"/events"
+_PLAIN_ENDS: Final = (b"/events", b"/batch_events")
 # Calls of one connection that may wait for the answer to one before them.
 _WAITING_MAX: Final = 64
 
@@ -99,7 +100,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _begins_plain_call(self) -> bool:
         parser = self.parser
-        if parser.get_method() != b"POST" or not self.url.partition(b"?")[0].endswith(_EVENTS):
+        if parser.get_method() != b"POST" or not self.url.partition(b"?")[0].endswith(_PLAIN_ENDS):
             return False
         # None before the first call, whatever uvicorn's annotation says.
         under_way: RequestResponseCycle | None = self.cycle

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 from gateway.api_call import Answer, ApiCall, refused
 from gateway.api_channels import channel_info, channel_list, channel_stats, channel_users
-from gateway.api_events import plain_event, publish, publish_batch, publish_to_channel
+from gateway.api_events import plain_batch, plain_event, publish, publish_batch, publish_to_channel
 from gateway.api_users import terminate_connections
 from gateway.parts import parts_of
 from gateway.problem import BodyTooLargeError, DisconnectedError, read_body
@@ -203,6 +203,9 @@ async def _send(answer: Answer, extra: _Headers, send: Send) -> None:
     await send({"type": "http.response.body", "body": answer.body})
 
 
+_PLAIN: Final = {"events": plain_event, "batch_events": plain_batch}
+
+
 @cache
 def written(answer: Answer, *, keep_alive: bool) -> bytes:
     """The bytes of an answer; for the few that are always the same."""
@@ -218,7 +221,7 @@ def written(answer: Answer, *, keep_alive: bool) -> bytes:
 def plain_publications(
     parts: Parts, path: str, query: bytes, body: bytes
 ) -> list[Publication] | None:
-    """What a call of `POST /apps/{id}/events` publishes, if nothing about it is special.
+    """What a call of `POST /apps/{id}/events` or `…/batch_events` publishes, if it is plain.
 
     None, when it asks for more or something is wrong with it, leaves it to `PusherApi`.
     """
@@ -227,7 +230,9 @@ def plain_publications(
     app = parts.apps.by_key(signed.auth_key or "")
     if app is None or not app.enabled or app.api_rate_per_s:
         return None
-    if path != f"{settings.path_prefix}/apps/{app.id}/events":
+    of_app = f"{settings.path_prefix}/apps/{app.id}/"
+    read = _PLAIN.get(path.removeprefix(of_app))
+    if read is None or not path.startswith(of_app):
         return None
     fault = signed.fault(
         app,
@@ -237,4 +242,4 @@ def plain_publications(
         parts.clock.now().timestamp(),
         settings.auth_timestamp_tolerance_s,
     )
-    return None if fault is not None else plain_event(app.id, body, settings)
+    return None if fault is not None else read(app.id, body, settings)

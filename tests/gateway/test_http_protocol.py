@@ -80,8 +80,9 @@ class Caller:
         body: bytes | None = None,
         chunked: bool = False,
         version: str = "1.1",
+        address: str = "events",
     ) -> bytes:
-        """A signed call of `POST /apps/1/events`."""
+        """A signed call of `POST /apps/1/{address}`."""
         event = {"name": "greeting", "channel": channel, "data": data}
         body = json.dumps(event).encode() if body is None else body
         query = {
@@ -90,7 +91,7 @@ class Caller:
             "auth_version": "1.0",
             "body_md5": hashlib.md5(body).hexdigest(),
         }
-        path = f"/apps/{APP.id}/events"
+        path = f"/apps/{APP.id}/{address}"
         text = "&".join(f"{key}={query[key]}" for key in sorted(query))
         query["auth_signature"] = hmac_hex(APP.secret, f"POST\n{path}\n{text}".encode())
         if chunked:
@@ -144,6 +145,42 @@ async def test_a_plain_call_never_meets_the_asgi_application(
     assert (await caller.answer())[::2] == (200, b"{}")
     assert (await listener.next())["data"] == "hello"
     assert not ordinary_calls
+
+
+async def test_a_plain_batch_takes_the_same_way(
+    caller: Caller, listener: Member, channel: str, ordinary_calls: list[str]
+) -> None:
+    await listener.subscribe(channel)
+    batch = [{"name": "e", "data": str(number), "channel": channel} for number in range(10)]
+
+    body = json.dumps({"batch": batch}).encode()
+    caller.writer.write(caller.call("", address="batch_events", body=body))
+
+    assert (await caller.answer())[::2] == (200, b"{}")
+    received = [(await listener.next())["data"] for _ in batch]
+    assert received == [str(number) for number in range(10)]
+    assert not ordinary_calls
+
+
+@pytest.mark.parametrize(
+    ("batch", "status"),
+    [
+        ([], 400),
+        ([{"name": "e", "data": "", "channel": "c"}] * 11, 400),
+        ([{"name": "e", "data": "", "channel": "c"}, {"name": "e", "data": ""}], 400),
+        ([{"name": "e", "data": "", "channel": "no such name!"}], 400),
+        ([{"name": "e", "data": "", "channel": "c", "info": "subscription_count"}], 200),
+    ],
+)
+async def test_a_batch_that_is_not_plain_goes_the_ordinary_way(
+    caller: Caller, ordinary_calls: list[str], batch: list[dict[str, str]], status: int
+) -> None:
+    body = json.dumps({"batch": batch}).encode()
+
+    caller.writer.write(caller.call("", address="batch_events", body=body))
+
+    assert (await caller.answer())[0] == status
+    assert len(ordinary_calls) == 1
 
 
 async def test_both_ways_write_the_same_answer(caller: Caller, channel: str) -> None:
