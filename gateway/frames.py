@@ -19,6 +19,7 @@ _encode = msgspec.json.Encoder().encode
 
 # FIN set, opcode 1 (text), not masked: a server's frames never are (RFC 6455 section 5.1).
 _TEXT: Final = 0x81
+_CLOSE: Final = 0x88
 
 
 def frame(body: bytes) -> bytes:
@@ -29,6 +30,11 @@ def frame(body: bytes) -> bytes:
     if length < 0x10000:
         return b"\x81\x7e" + length.to_bytes(2) + body
     return b"\x81\x7f" + length.to_bytes(8) + body
+
+
+def close_frame(payload: bytes) -> bytes:
+    """The close frame that carries `payload`: nothing, or a code and up to 123 bytes of reason."""
+    return bytes((_CLOSE, len(payload))) + payload
 
 
 def json_bytes(value: object) -> bytes:

@@ -343,22 +343,25 @@ class GatewayProtocol(asyncio.Protocol):
         wire.receive_data(data)
         for event in wire.events_received():
             if isinstance(event, Frame):
-                self._on_frame(wire, event)
+                self._on_frame(event)
             elif isinstance(event, Request):
                 self._on_request(wire, event)
         if wire.parser_exc is not None or wire.handshake_exc is not None:
             self._on_broken_wire(wire)
+        # It has read on to the last frame before we saw the first, so its answers would come in
+        # another order than what they answer. All but those to the handshake are ours.
+        wire.data_to_send()
 
-    def _on_frame(self, wire: ServerProtocol, event: Frame) -> None:
+    def _on_frame(self, event: Frame) -> None:
         opcode = event.opcode
         if opcode is Opcode.CLOSE:
-            self._on_close(wire)
+            self._on_close(bytes(event.data))
         elif not self.is_open:
             return
         elif opcode is Opcode.TEXT and event.fin:
             self._on_text(bytes(event.data))
         elif opcode is Opcode.PING:
-            self.write(b"".join(wire.data_to_send()))
+            self.write(inbound.pong(bytes(event.data)))
         elif opcode is Opcode.PONG:
             return
         else:
@@ -371,7 +374,9 @@ class GatewayProtocol(asyncio.Protocol):
         elif event.opcode is Opcode.TEXT:
             self._fragments = [event.data]  # type: ignore[list-item]
         elif self._fragments is not None:
-            self._fragments.append(event.data)  # type: ignore[arg-type]
+            if event.data:
+                # Empty ones may come without end: the message's limit doesn't count them.
+                self._fragments.append(event.data)  # type: ignore[arg-type]
             if event.fin:
                 text, self._fragments = b"".join(self._fragments), None
                 self._on_text(text)
@@ -388,24 +393,28 @@ class GatewayProtocol(asyncio.Protocol):
         if pusher.congested:
             self._pause_reading()
 
-    def _on_close(self, wire: ServerProtocol) -> None:
+    def _on_close(self, payload: bytes) -> None:
         """The peer closes, or answers our close frame: the server ends the TCP connection."""
-        self._transport.write(b"".join(wire.data_to_send()))
+        if self._phase < Phase.CLOSING:
+            self._transport.write(frames.close_frame(payload))
         self._end()
         self._transport.close()
         self.node.wheel.put(self, self.node.now() + CLOSE_GRACE_S)
 
     def _on_broken_wire(self, wire: ServerProtocol) -> None:
-        """The peer breaks HTTP or RFC 6455; the sans-I/O layer has prepared the last words."""
+        """The peer breaks HTTP or RFC 6455; the sans-I/O layer knows the last words."""
         if self._phase >= Phase.CLOSING:
             return
-        last_words = b"".join(wire.data_to_send())
         close = wire.close_sent
-        if close is not None:
-            last_words = frames.frame(frames.error_body(close.reason)) + last_words
+        if close is None:
+            last_words = b"".join(wire.data_to_send())
+        else:
+            error = frames.frame(frames.error_body(close.reason))
+            last_words = error + frames.close_frame(close.serialize())
             self.node.telemetry.disconnects.labels(str(close.code)).inc()
         self._transport.write(last_words)
         self._end()
+        self.resume_reading()
         self.node.wheel.put(self, self.node.now() + _LINGER_S)
 
     # How bytes leave
@@ -504,9 +513,10 @@ class GatewayProtocol(asyncio.Protocol):
         error = frames.error_body(text, int(code) if code >= 4000 else None)
         if self._phase is Phase.PROVING:
             self._read = b""
-        wire = self._whole_wire()
-        wire.send_close(code, text.encode()[:120].decode(errors="ignore"))
-        self.write(frames.frame(error) + b"".join(wire.data_to_send()))
+        # From here on only the peer's close counts.
+        self._whole_wire()
+        reason = text.encode()[:120].decode(errors="ignore").encode()
+        self.write(frames.frame(error) + frames.close_frame(code.to_bytes(2) + reason))
         self.node.telemetry.disconnects.labels(str(int(code))).inc()
         self._end()
         self.resume_reading()
@@ -524,8 +534,8 @@ class GatewayProtocol(asyncio.Protocol):
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Goes on reading, if it was paused; whatever waited has been handled."""
-        if not self._reading:
+        """Goes on reading, if it was paused and nothing that was read is still to be taken."""
+        if not self._reading and not self._unread:
             self._reading = True
             if not self._transport.is_closing():
                 self._transport.resume_reading()
