@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
+    from gateway.node import Node
+
 # How long a connection that has sent nothing may still do so while the server stops.
 _FIRST_WORDS_S: Final = 1.0
 
@@ -28,7 +30,15 @@ _FIRST_WORDS_S: Final = 1.0
 class Arrival(asyncio.Protocol):
     """A TCP connection that has sent nothing yet; uvicorn makes one for each that it accepts."""
 
-    __slots__ = ("_app_state", "_config", "_loop", "_server_state", "_transport")
+    __slots__ = (
+        "_app_state",
+        "_config",
+        "_loop",
+        "_node",
+        "_server_state",
+        "_transport",
+        "bucket",
+    )
 
     def __init__(
         self,
@@ -41,17 +51,21 @@ class Arrival(asyncio.Protocol):
         self._server_state = server_state
         self._app_state = app_state
         self._loop = _loop
+        self._node: Node = app_state["node"]
+        self.bucket = -1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Waits for the first bytes."""
+        """Waits for the first bytes, but not for ever."""
         # uvloop's transports have the methods of asyncio.Transport without being one.
         self._transport = cast("asyncio.Transport", transport)
         self._server_state.connections.add(self)  # type: ignore[arg-type]
+        node = self._node
+        node.wheel.put(self, node.now() + node.settings.handshake_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets a connection that ended without a word."""
         del exc
-        self._server_state.connections.discard(self)
+        self._leave()
 
     def shutdown(self) -> None:
         """The server is stopping: who has just come may still ask, and is answered."""
@@ -61,9 +75,23 @@ class Arrival(asyncio.Protocol):
         if self._transport.get_protocol() is self:
             self._transport.close()
 
+    def _leave(self) -> None:
+        self._server_state.connections.discard(self)
+        self._node.wheel.remove(self)
+
+    def abort(self) -> None:
+        """Ends the connection."""
+        self._transport.abort()
+
+    def on_deadline(self, now: float) -> float | None:
+        """Ends a connection that has said nothing for `handshake_timeout_s`."""
+        del now
+        self.abort()
+        return None
+
     def data_received(self, data: bytes) -> None:
         """Hands the connection to whoever it is for."""
-        self._server_state.connections.discard(self)
+        self._leave()
         transport = self._transport
         upgrade = read_upgrade(data)
         if upgrade is not None:

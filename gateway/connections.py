@@ -10,14 +10,24 @@ if TYPE_CHECKING:
     from gateway.node import Node
 
 
-class NodeConnection(Connection, Protocol):
-    """An accepted connection with its life: deadlines, end, and what is done for its messages.
+class Deadlined(Protocol):
+    """Whatever of the network has deadlines on the node's wheel.
 
     Attributes:
         bucket: The wheel's.
     """
 
     bucket: int
+
+    def abort(self) -> None:
+        """Ends the connection without a word; unsent data is lost."""
+
+    def on_deadline(self, now: float) -> float | None:
+        """Does what is due at `now` (monotonic); returns the next deadline, if there is one."""
+
+
+class NodeConnection(Connection, Deadlined, Protocol):
+    """An accepted connection with its life: deadlines, end, and what is done for its messages."""
 
     @property
     def node(self) -> Node:
@@ -32,9 +42,3 @@ class NodeConnection(Connection, Protocol):
 
     def disconnect(self, code: int, message: str | None = None) -> None:
         """Ends the connection with `pusher:error` and a close; nothing on a second call."""
-
-    def abort(self) -> None:
-        """Ends the connection without a word; unsent data is lost."""
-
-    def on_deadline(self, now: float) -> float | None:
-        """Does what is due at `now` (monotonic); returns the next deadline, if there is one."""

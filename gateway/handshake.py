@@ -22,7 +22,11 @@ _HEAD_BYTES_MAX: Final = 8_192
 # Possessive, so that a head which does not match costs no more than one that does. Host comes with
 # the other fields: neither HTTP side refuses a request for the lack of it.
 _HEAD: Final = re.compile(
-    rb"GET ([!-~]++) HTTP/1\.1\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~\x80-\xff]*+\r\n)++)\r\n"
+    rb"GET (/[!-~]*+) HTTP/1\.1\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~\x80-\xff]*+\r\n)++)\r\n"
+)
+# A list of tokens: what Connection and Sec-WebSocket-Protocol consist of.
+_TOKENS: Final = re.compile(
+    rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++(?:[\t ]*+,[\t ]*+[!#$%&'*+.^_`|~0-9A-Za-z-]++)*+"
 )
 # 16 bytes in base64.
 _KEY: Final = re.compile(rb"[A-Za-z0-9+/]{22}==")
@@ -74,12 +78,14 @@ def read_upgrade(data: bytes) -> Upgrade | None:
         name, _, value = line.partition(b":")
         fields[name.lower()] = value.strip(b" \t")
     key = fields.get(b"sec-websocket-key", b"")
+    offered = fields.get(b"sec-websocket-protocol")
     if (
         len(fields) != len(lines) - 1
         or fields.get(b"upgrade", b"").lower() != b"websocket"
         or fields.get(b"sec-websocket-version") != b"13"
         or not _KEY.fullmatch(key)
         or not _asks_for_upgrade(fields.get(b"connection", b""))
+        or (offered is not None and not _TOKENS.fullmatch(offered))
         or any(name in fields for name in _LONG_WAY)
     ):
         return None
@@ -89,7 +95,7 @@ def read_upgrade(data: bytes) -> Upgrade | None:
         _text(fields.get(b"authorization")),
         fields.get(b"x-forwarded-proto", b"").decode("latin-1"),
     )
-    response = _answer(key, fields.get(b"sec-websocket-protocol", b""))
+    response = _answer(key, offered)
     return Upgrade(opening, response, matched.end())
 
 
@@ -100,20 +106,21 @@ def first_subprotocol(offered: str) -> str:
 
 def _asks_for_upgrade(connection: bytes) -> bool:
     # Firefox sends "keep-alive, Upgrade".
-    return connection == b"Upgrade" or b"upgrade" in [
-        token.strip() for token in connection.lower().split(b",")
-    ]
+    return connection == b"Upgrade" or (
+        _TOKENS.fullmatch(connection) is not None
+        and b"upgrade" in [token.strip(b" \t") for token in connection.lower().split(b",")]
+    )
 
 
 def _text(value: bytes | None) -> str | None:
     # As websockets' parser reads them.
-    return None if value is None else value.decode("ascii", "surrogateescape")
+    return None if value is None else value.decode("latin-1")
 
 
-def _answer(key: bytes, offered: bytes) -> bytes:
+def _answer(key: bytes, offered: bytes | None) -> bytes:
     digest = hashlib.sha1(key + _GUID, usedforsecurity=False).digest()
     accept = b2a_base64(digest, newline=False)
-    if not offered:
+    if offered is None:
         return b"%b%b\r\n\r\n" % (_SWITCHING, accept)
     subprotocol = first_subprotocol(offered.decode("latin-1")).encode("latin-1")
     return b"%b%b\r\nSec-WebSocket-Protocol: %b\r\n\r\n" % (_SWITCHING, accept, subprotocol)

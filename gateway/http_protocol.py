@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -23,11 +24,14 @@ if TYPE_CHECKING:
 
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+    from gateway.node import Node
     from gateway.parts import Parts
 
 # A call with one of these is not plain.
 _UNPLAIN: Final = frozenset({b"expect", b"transfer-encoding", b"upgrade", *KEY_HEADERS})
 _PLAIN_ENDS: Final = (b"/events", b"/batch_events")
+# What the first line and the fields of a call may have, beside the read in which it begins.
+_HEAD_BYTES_MAX: Final = 65_536
 # Calls of one connection that may wait for the answer to one before them.
 _WAITING_MAX: Final = 64
 
@@ -78,9 +82,83 @@ class HttpProtocol(HttpToolsProtocol):
     _plain_body: bytes | None = None
     # When the last answer was written, on the loop's clock.
     _idle_since: float = 0.0
+    # When the call that comes began, None between two.
+    _coming_since: float | None = None
+    # What has been read of its head, -1 once it is complete.
+    _head_bytes: int = 0
+    # What waited for the peer to read at the last deadline, None if nothing had to.
+    _unsent_bytes: int | None = None
+    # The wheel's.
+    bucket: int = -1
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Takes a connection over."""
+        super().connection_made(transport)
+        self._node: Node = self.app_state["node"]
+        now = self._coming_since = self.loop.time()
+        self._node.wheel.put(self, now + self._node.settings.handshake_timeout_s)
+
+    def data_received(self, data: bytes) -> None:
+        """Acts on what has come; nothing behind an upgrade is lost, as it would be by uvicorn's."""
+        if self._head_bytes >= 0:
+            # uvicorn and the parser keep a head however long it is.
+            self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._should_upgrade():
+                self._hand_over(data[upgrade.args[0] :])
+            else:
+                self._unsupported_upgrade_warning()
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+        else:
+            if self._head_bytes > _HEAD_BYTES_MAX:
+                self.send_400_response("The request's head is too long.")
+
+    def _hand_over(self, rest: bytes) -> None:
+        """Makes a WebSocket of the connection, if no answer is still to be written to it."""
+        under_way: RequestResponseCycle | None = self.cycle
+        if self.parser.get_http_version() != "1.1" or (
+            under_way is not None and not under_way.response_complete
+        ):
+            self.send_400_response("This connection can't be upgraded.")
+            return
+        self._let_go()
+        self.handle_websocket_upgrade()
+        if rest:
+            self.transport.get_protocol().data_received(rest)  # type: ignore[attr-defined]
+
+    def abort(self) -> None:
+        """Ends the connection at once."""
+        self.transport.abort()
+
+    def on_deadline(self, now: float) -> float | None:
+        """Ends a connection whose call does not come, or whose peer does not read its answers."""
+        transport, timeout_s = self.transport, self._node.settings.handshake_timeout_s
+        if self.flow.write_paused or transport.is_closing():
+            unsent_bytes = transport.get_write_buffer_size()
+            if self._unsent_bytes is not None and unsent_bytes >= self._unsent_bytes:
+                transport.abort()
+                return None
+            self._unsent_bytes = unsent_bytes
+            return now + timeout_s
+        if self._coming_since is None or self.flow.read_paused:
+            return now + timeout_s
+        if now >= self._coming_since + timeout_s:
+            transport.close()
+            return now + timeout_s
+        return self._coming_since + timeout_s
+
+    def resume_writing(self) -> None:
+        """The peer has read."""
+        self._unsent_bytes = None
+        super().resume_writing()
 
     def on_message_begin(self) -> None:
         """Begins a call."""
+        self._coming_since = self.loop.time()
+        self._head_bytes = 0
         super().on_message_begin()
         self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
 
@@ -91,6 +169,7 @@ class HttpProtocol(HttpToolsProtocol):
             TooManyWaitingError: The caller is answered 400 and cut off; uvicorn would go on
                 reading, and remember its calls, without end.
         """
+        self._head_bytes = -1
         if len(self.pipeline) >= _WAITING_MAX:
             raise TooManyWaitingError
         if self._begins_plain_call():
@@ -131,6 +210,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Carries out a plain call, or lets the application carry out another one."""
+        self._coming_since = None
         body = self._plain_body
         if body is not None:
             self._plain_body = None
@@ -211,17 +291,13 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             super().timeout_keep_alive_handler()
 
-    def _forget_idle(self) -> None:
+    def _let_go(self) -> None:
+        self._node.wheel.remove(self)
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
 
-    def handle_websocket_upgrade(self) -> None:
-        """Hands the connection over."""
-        self._forget_idle()
-        super().handle_websocket_upgrade()
-
     def connection_lost(self, exc: Exception | None) -> None:
         """Lets go of the connection."""
-        self._forget_idle()
+        self._let_go()
         super().connection_lost(exc)

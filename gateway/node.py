@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from gateway.broker import Broker
     from gateway.cache import Cache
     from gateway.commands import GoalCommand, Reply
-    from gateway.connections import NodeConnection
+    from gateway.connections import Deadlined, NodeConnection
     from gateway.occupancy import Occupancy
     from gateway.presence import Presence
     from gateway.settings import Settings
@@ -171,7 +171,7 @@ class Node:
             self.settings.handshake_timeout_s,
         )
         tick_s = min(_TICK_MOST_S, max(_TICK_LEAST_S, least_s / 10))
-        self.wheel: Wheel[NodeConnection] = Wheel(tick_s, loop.time())
+        self.wheel: Wheel[Deadlined] = Wheel(tick_s, loop.time())
         self._turning = loop.call_later(self.wheel.tick_s, self._turn)
         self._nobody_left = asyncio.Event()
         await self._broker.start(self._on_publication, self._on_control_body, self._on_gap)

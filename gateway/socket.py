@@ -21,6 +21,7 @@ import asyncio
 import logging
 import math
 from enum import IntEnum
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from websockets.frames import Frame, Opcode
@@ -228,6 +229,12 @@ class GatewayProtocol(asyncio.Protocol):
         """Answers an unusual upgrade, or refuses what is none."""
         response = wire.accept(request)
         headers = request.headers
+        versions = headers.get_all("Sec-WebSocket-Version")
+        if response.status_code == HTTPStatus.BAD_REQUEST and versions not in ([], ["13"]):
+            # So that the client can choose another one (RFC 6455 section 4.4).
+            response = wire.reject(HTTPStatus.UPGRADE_REQUIRED, "The WebSocket version is 13.\n")
+            response.headers["Upgrade"] = "websocket"
+            response.headers["Sec-WebSocket-Version"] = "13"
         if response.status_code == 101:
             offered = headers.get_all("Sec-WebSocket-Protocol")
             if offered:

@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.gateway.harness import (
     PATIENCE_S,
     Gateway,
     RawClient,
     masked_frame,
     running_gateway,
+    settings_for_tests,
     until,
 )
 
@@ -124,3 +127,82 @@ async def test_a_connection_without_a_word_is_closed_when_the_server_stops() -> 
 
         await client.ended()
         await until(lambda: not gateway.server.server_state.connections)
+
+
+POST = b"POST /nowhere/events HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [b"", b"\r\n", b"GET /nowhere HTTP/1.1\r\nHost:", POST, POST + b"four"],
+    ids=["nothing", "an empty line", "half a head", "no body", "half a body"],
+)
+async def test_who_never_says_all_of_the_first_call_is_sent_away(beginning: bytes) -> None:
+    async with (
+        running_gateway(settings_for_tests(handshake_timeout_s=0.1)) as gateway,
+        client_of(gateway) as client,
+    ):
+        client.writer.write(beginning)
+
+        await client.ended()
+        await until(lambda: not gateway.server.server_state.connections)
+
+
+async def test_half_a_call_behind_others_is_sent_away_too() -> None:
+    async with (
+        running_gateway(settings_for_tests(handshake_timeout_s=0.1)) as gateway,
+        client_of(gateway) as client,
+    ):
+        client.writer.write(b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (await head(client)).startswith("HTTP/1.1 404")
+        client.writer.write(b"GET /nowhere HTTP/1.1\r\n")
+
+        await client.ended()
+
+
+async def test_a_head_without_end_is_refused_before_it_fills_the_memory() -> None:
+    async with running_gateway() as gateway, client_of(gateway) as client:
+        client.writer.write(b"GET /nowhere HTTP/1.1\r\n")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1_000):
+                client.writer.write(b"X: " + b"a" * 1_000 + b"\r\n")
+                await client.writer.drain()
+
+        await client.ended()
+
+
+async def test_a_frame_right_behind_an_unusual_upgrade_is_not_lost() -> None:
+    async with running_gateway() as gateway, client_of(gateway) as client:
+        client.writer.write(
+            request("/app/app-key", "X-Twice: a", "X-Twice: b") + masked_frame(1, PING)
+        )
+
+        await head(client)
+        assert (await client.event())["event"] == "pusher:connection_established"
+        assert (await client.event())["event"] == "pusher:pong"
+
+
+@pytest.mark.parametrize(
+    "bytes_",
+    [
+        request().replace(b"HTTP/1.1", b"HTTP/1.0"),
+        b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n" + request(),
+    ],
+    ids=["an old HTTP", "behind a call that waits for its answer"],
+)
+async def test_an_upgrade_that_can_not_be_is_refused(bytes_: bytes) -> None:
+    async with running_gateway() as gateway, client_of(gateway) as client:
+        client.writer.write(bytes_)
+
+        assert (await head(client)).startswith("HTTP/1.1 400")
+        await client.ended()
+
+
+async def test_who_speaks_another_websocket_version_is_told_ours() -> None:
+    async with running_gateway() as gateway, client_of(gateway) as client:
+        client.writer.write(request().replace(b"Version: 13", b"Version: 8"))
+
+        answer = await head(client)
+
+    assert answer.startswith("HTTP/1.1 426")
+    assert "\r\nSec-WebSocket-Version: 13\r\n" in answer

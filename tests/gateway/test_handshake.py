@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
 from gateway.handshake import read_upgrade
@@ -86,7 +87,28 @@ def test_upgrade_may_be_one_of_several_connection_options(connection: bytes) -> 
         with_line(b"X-Bad\x00Name: one"),
         with_line(b"X-Bad: a\x00b"),
         with_line(b"X-Long: " + b"a" * 8_192),
+        REQUEST.replace(b"/app", b"http://gateway.example/app"),
+        REQUEST.replace(b"/app/app-key?protocol=7", b"*"),
+        REQUEST.replace(b"Connection: Upgrade", b"Connection: keep alive, Upgrade"),
+        REQUEST.replace(b"Connection: Upgrade", b'Connection: Upgrade, ("x'),
+        with_line(b"Sec-WebSocket-Protocol: "),
+        with_line(b"Sec-WebSocket-Protocol: ,pusher"),
+        with_line(b"Sec-WebSocket-Protocol: one two"),
     ],
 )
 def test_everything_else_goes_the_long_way(request_: bytes) -> None:
     assert read_upgrade(request_) is None
+
+
+def test_what_is_no_ascii_is_read_as_the_library_reads_it() -> None:
+    request = with_line(b"Origin: https://\xe4.example\r\nAuthorization: Bearer \xff")
+    wire = ServerProtocol()
+    wire.receive_data(request)
+    [event] = wire.events_received()
+
+    upgrade = read_upgrade(request)
+
+    assert upgrade is not None
+    assert isinstance(event, Request)
+    assert upgrade.opening.origin == event.headers["Origin"]
+    assert upgrade.opening.authorization == event.headers["Authorization"]

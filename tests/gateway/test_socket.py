@@ -321,7 +321,7 @@ async def test_frames_behind_a_close_are_ignored() -> None:
 async def test_a_request_that_is_no_upgrade_is_refused_by_http() -> None:
     async with running_gateway() as gateway:
         client = await gateway.open(Sec_WebSocket_Version="12")
-        assert " 400 " in client.response
+        assert " 426 " in client.response
 
 
 # Subscribing
