@@ -24,7 +24,7 @@ BUDGETS: Final = {
     # The plain call of the HTTP API, to a channel without subscribers: its body is read, the event
     # is built once (event, channel and data are encoded), nothing more.
     "http publish": Costs(opcodes=1306, calls=126, json=4, futures=1, turns=1),
-    # A browser's upgrade, to connection_established; a tenth of it is the deadline of the first word.
+    # A browser's upgrade, to connection_established; a tenth is the deadline of its first word.
     "connect": Costs(opcodes=1625, calls=172, json=3),
     # A signed subscription to a channel that the node hears already.
     "subscribe": Costs(opcodes=1116, calls=101, json=5, turns=1),
