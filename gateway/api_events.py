@@ -69,7 +69,7 @@ async def publish(call: ApiCall) -> Answer:
     """`POST /apps/{id}/events`: one event to up to a hundred channels."""
     try:
         event = _decode_event(call.body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return refused(400, f"the body is not an event: {error}")
     channels = _channels(event)
     fault = _event_fault(event, channels, call.parts.settings)
@@ -91,7 +91,7 @@ def plain_event(app_id: str, body: bytes, settings: Settings) -> list[Publicatio
     """What an event's body publishes; None when it is wrong, or asks for something in return."""
     try:
         event = _decode_event(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     channels = _channels(event)
     if event.info or _event_fault(event, channels, settings) is not None:
@@ -103,7 +103,7 @@ async def publish_batch(call: ApiCall) -> Answer:
     """`POST /apps/{id}/batch_events`: up to ten events, each to its channel."""
     try:
         batch = _decode_batch(call.body).batch
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return refused(400, f"the body is not a batch of events: {error}")
     if not 0 < len(batch) <= MAX_BATCH:
         return refused(400, f"a batch has 1 to {MAX_BATCH} events")
@@ -135,7 +135,7 @@ def plain_batch(app_id: str, body: bytes, settings: Settings) -> list[Publicatio
     """What a batch's body publishes; None when it is wrong, or asks for something in return."""
     try:
         batch = _decode_batch(body).batch
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if not 0 < len(batch) <= MAX_BATCH:
         return None

@@ -137,7 +137,7 @@ class GoalCommands:
             return CommandError.of(ErrorCode.BAD_USER_ID)
         try:
             wanted = msgspec.json.decode(body or b"{}", type=_NewSession)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return CommandError.of(ErrorCode.MALFORMED, f"The body is malformed: {error}.")
         try:
             session, created = await self._sessions.create(identity.user_id, wanted.rtc_sources)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+# Deeper than a decoder goes.
+NESTED = b'{"more": ' + b"[" * 5_000 + b"]" * 5_000 + b"}"
+
 
 class Caller:
     """A backend that signs its calls by hand."""
@@ -185,10 +188,13 @@ class TestPublishing:
 
     @pytest.mark.parametrize(
         "body",
-        [b"", b"[]", b"null", b"{", b"\xff", b'{"name": "\xff"}', b'{"name": "\\ud800"}'],
+        [b"", b"[]", b"null", b"{", b"\xff", b'{"name": "\xff"}', b'{"name": "\\ud800"}', NESTED],
+        ids=lambda body: repr(body[:20]),
     )
     async def test_a_body_that_is_no_event_is_refused(self, caller: Caller, body: bytes) -> None:
-        assert (await caller.post(body)).status_code == 400
+        answer = await caller.post(body)
+
+        assert (answer.status_code, answer.text[:8]) == (400, "the body")
 
     @pytest.mark.pusher("2.2", "data over the limit is a 413")
     async def test_the_data_of_an_event_has_a_bound_in_bytes(self, caller: Caller) -> None:

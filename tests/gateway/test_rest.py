@@ -260,7 +260,7 @@ class TestSessions:
         assert first.json()["user"] == {"id": stage.streamer_id}
 
     async def test_a_session_of_no_json_is_malformed(self, stage: Stage) -> None:
-        for body in (b"[]", b'{"rtc_sources": "\xff"}'):
+        for body in (b"[]", b'{"rtc_sources": "\xff"}', b'{"rtc_sources": ' + b"[" * 5_000):
             answer = await stage.http.post("/sessions", content=body, headers=stage.ada)
 
             assert_problem(answer, ErrorCode.MALFORMED, 400)
