@@ -8,7 +8,7 @@ wrong.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
@@ -126,8 +126,12 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._let_go()
         self.handle_websocket_upgrade()
+        successor = cast("asyncio.Protocol", self.transport.get_protocol())
+        if self.transport.get_write_buffer_size():
+            # The transport has told us, and tells our successor only when nothing waits any more.
+            successor.pause_writing()
         if rest:
-            self.transport.get_protocol().data_received(rest)  # type: ignore[attr-defined]
+            successor.data_received(rest)
 
     def abort(self) -> None:
         """Ends the connection at once."""

@@ -12,6 +12,8 @@ from urllib.parse import urlencode
 
 import pytest
 import pytest_asyncio
+from starlette.responses import Response
+from starlette.routing import Route
 
 from gateway.apps import App, Apps
 from gateway.auth import hmac_hex
@@ -19,11 +21,13 @@ from gateway.node import Node
 from gateway.pusher_api import PusherApi
 from gateway.server import running_gateway
 from persistence.embedded_redis import RedisServer
+from tests.gateway.harness import until
 from tests.gateway.member import PATIENCE_S, Member
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
     from gateway.server import RunningGateway
@@ -33,6 +37,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 APP = App(id="1", key="app-key", secret="app-s3cret")
+UPGRADE = (
+    b"GET /app/app-key?protocol=7 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+    b"Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    b"Sec-WebSocket-Version: 13\r\n\r\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -375,3 +384,25 @@ async def test_who_goes_on_asking_without_waiting_for_answers_is_cut_off(
 
     assert b"HTTP/1.1 400 " in answers
     assert answers.count(b"HTTP/1.1 ") < 100
+
+
+async def test_who_upgrades_behind_an_answer_that_he_does_not_read_is_a_slow_reader(
+    settings: Settings, apps: Apps
+) -> None:
+    async def much(_request: Request) -> Response:
+        return Response(b"x" * 32 * 1024 * 1024)
+
+    async with (
+        running_gateway(settings, apps, routes=[Route("/much", much)]) as gateway,
+        Caller(gateway) as caller,
+    ):
+        caller.writer.write(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(PATIENCE_S):
+            await caller.reader.readuntil(b"\r\n\r\n")
+        caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        caller.writer.write(UPGRADE)
+
+        await until(
+            lambda: "duet_slow_aborts_total 1.0" in gateway.parts.telemetry.exposition().decode()
+        )
+        assert not gateway.parts.node.connections()
