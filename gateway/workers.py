@@ -82,9 +82,16 @@ class Listeners:
         return self._sockets[place]
 
     def renew(self, place: int) -> None:
-        """Puts a socket that nobody listens on in the place of one that has lost its worker."""
+        """Puts a socket that nobody listens on in the place of one that has lost its worker.
+
+        When there is none to be had, who connects meanwhile waits for the successor.
+        """
         if self._spread:
-            new = self._bind(self.port, True)
+            try:
+                new = self._bind(self.port, True)
+            except (OSError, StartError) as error:
+                log.warning("listener_not_renewed", why=str(error))
+                return
             self._sockets[place].close()
             self._sockets[place] = new
 
@@ -281,20 +288,24 @@ class Workers:
     async def _spawn(self, place: int, number: int) -> _Worker:
         ours, theirs = socket.socketpair()
         listener = self._listeners[place]
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                # Not from the working directory: no stray file may take a module's place.
-                "-P",
-                "-m",
-                "gateway.worker",
-                str(theirs.fileno()),
-                str(listener.fileno()),
-                self._folder,
-                str(number),
-                pass_fds=(theirs.fileno(), listener.fileno()),
-                env=self._environment(number),
-            )
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    # Not from the working directory: no stray file may take a module's place.
+                    "-P",
+                    "-m",
+                    "gateway.worker",
+                    str(theirs.fileno()),
+                    str(listener.fileno()),
+                    self._folder,
+                    str(number),
+                    pass_fds=(theirs.fileno(), listener.fileno()),
+                    env=self._environment(number),
+                )
+        except OSError:
+            ours.close()
+            raise
         return _Worker(number, process, await asyncio.open_connection(sock=ours))
 
     def _environment(self, number: int) -> dict[str, str]:
