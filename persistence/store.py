@@ -34,6 +34,7 @@ from persistence.documents import (
     RequestRecord,
     Session,
 )
+from persistence.driver_wait import mend_driver_wait
 from persistence.errors import Conflict, StoreUnavailable
 from persistence.turns import Turns
 
@@ -340,6 +341,7 @@ def application_name(database: str, owner: str) -> str:
 
 def _client(url: str, name: str, options: StoreOptions) -> AsyncMongoClient[Row]:
     """The driver's client; it connects when it is first used."""
+    mend_driver_wait()
     try:
         return AsyncMongoClient(
             url,
