@@ -162,7 +162,7 @@ class Delivery:
     """One batch on its way to a channel's sockets, those that were live when it began.
 
     A socket that keeps up is written to by its descriptor, past its transport and everything that
-    would have to be looked up there: a ninth of what a delivery costs (docs/performance.md). A
+    would have to be looked up there: a ninth of what a delivery costs (decision 74). A
     descriptor is good for as long as the channel says so: whoever ends a connection, or finds that
     its peer doesn't keep up, takes it back before the system may give it to another one.
     """

@@ -163,16 +163,6 @@ class GatewayTarget:
         """Ends the process, by force when it takes too long."""
         self._process.stop()
 
-    def restart(self) -> None:
-        """Stops the process as a deployment does, and starts it anew at the same port.
-
-        Raises:
-            BenchError: It did not start.
-            EmbeddedError: It can't be run.
-        """
-        self.stop()
-        self.start()
-
     def last_words(self) -> str:
         """The last line of the process's log."""
         lines = self._process.log_text().strip().splitlines()
