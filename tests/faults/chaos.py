@@ -227,8 +227,9 @@ class Chaos:
     def _may_start_again(self, gateway: ForkedGateway) -> bool:
         """Looks at how a process has ended that did not get ready.
 
-        It may have been killed. Or it found no usable MongoDB, as may be on a busy machine: a
-        supervisor would start it again, some times in a row. Anything else is a fault.
+        It may have been killed. Or it found no usable MongoDB or its port taken, as may be on a
+        busy machine: a supervisor would start it again, some times in a row. Anything else is a
+        fault.
         """
         assert gateway.process is not None
         code = gateway.process.exitcode

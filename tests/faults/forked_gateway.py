@@ -30,7 +30,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.app import GatewayApp
+from gateway.app import GatewayApp, StartError
 from gateway.bench.errors import BenchError
 from gateway.bench.usage import usage_of
 from gateway.preflight import apps_of
@@ -166,11 +166,15 @@ def child_main(plan: Plan) -> None:
     configure_logging(settings)
     routes = [Route("/crash", arm, methods=["POST"]), Route("/crash", steps, methods=["GET"])]
     app = GatewayApp(settings, apps_of(settings), None, routes)
-    with closing(listen(settings.host, settings.port)) as listener:
-        server = GatewayServer(server_config(settings, app))
-        server.run([listener])
-    if server.fault is not None:
-        sys.stderr.write(f"{settings.node_name} did not start: {server.fault}\n")
+    try:
+        with closing(listen(settings.host, settings.port)) as listener:
+            server = GatewayServer(server_config(settings, app))
+            server.run([listener])
+        fault = server.fault
+    except StartError as error:
+        fault = error  # another process has taken the port since it was found free
+    if fault is not None:
+        sys.stderr.write(f"{settings.node_name} did not start: {fault}\n")
         sys.exit(REFUSED)
 
 
