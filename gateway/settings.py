@@ -199,7 +199,14 @@ class Settings(BaseSettings):
         float, Field(gt=0, le=600, description="Wait for the answer to a ping before closing 4201.")
     ] = 30
     handshake_timeout_s: Annotated[
-        float, Field(gt=0, le=600, description="Time for the WebSocket's opening handshake.")
+        float,
+        Field(
+            gt=0,
+            le=600,
+            description="Within which a new connection's opening handshake, and every HTTP call "
+            "with its body, must have come; a peer that takes nothing of its answer for as long "
+            "is cut off.",
+        ),
     ] = 10
     strict_protocol: Annotated[
         bool,
