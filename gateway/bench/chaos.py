@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import tempfile
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,11 @@ def run(
         )
         try:
             result = asyncio.run(chaos.run())
+        except ExceptionGroup as early:
+            # What was found until then counts, and so does that nothing more was.
+            result = chaos.result
+            text = "".join(traceback.format_exception(early))
+            result.violations.append(f"the run ended early: {text}")
         finally:
             if servers.mongodb is None:
                 drop_database(servers.mongodb_url, name)
@@ -94,6 +100,8 @@ def _show(options: ChaosOptions, result: ChaosResult) -> None:
         ("  without an answer", f"{result.unanswered:,}"),
         ("events", f"{result.told:,}"),
         ("  delivered again", f"{result.told_again:,}"),
+        ("starts refused", f"{result.refused_starts:,}"),
+        ("streams that were not heard in full", f"{result.half_heard:,}"),
         ("longest way to rest, s", f"{result.longest_rest_s:.1f}"),
         ("violations", f"{len(result.violations):,}"),
     ):
