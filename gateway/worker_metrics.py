@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # A worker in a long loop turn is waited for; Prometheus gives a scrape ten seconds.
 _TIMEOUT_S: Final = 2.0
+# The last line of what a worker tells; without it the worker died while it told.
+_END: Final = "# EOF\n"
 
 
 class WorkerMetrics:
@@ -61,7 +63,7 @@ class WorkerMetrics:
         self._door.unlink(missing_ok=True)
 
     async def _tell(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(self._telemetry.exposition())
+        writer.write(self._telemetry.exposition() + _END.encode())
         writer.close()
 
     async def exposition(self) -> bytes:
@@ -74,14 +76,16 @@ class WorkerMetrics:
 
 
 async def _ask(door: Path, texts: dict[str, str]) -> None:
-    """Notes what the worker behind a door says, if it says anything."""
+    """Notes what the worker behind a door says, if it says all of it."""
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(_TIMEOUT_S):
             reader, writer = await asyncio.open_unix_connection(door)
             try:
-                texts[door.name] = (await reader.read()).decode()
+                text = (await reader.read()).decode()
             finally:
                 writer.close()
+            if text.endswith(_END):
+                texts[door.name] = text.removesuffix(_END)
 
 
 class _Families(Collector):
