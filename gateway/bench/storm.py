@@ -207,9 +207,11 @@ def storm_figures(
     figures = [("all back s", back_s, 2)]
     if down_s is not None:
         figures.append(("down s", down_s, 2))
+    # A few sockets may all be back before the server was seen to be ready.
+    if back_s > (down_s or 0.0):
+        figures.append(("connects/s", sockets / (back_s - (down_s or 0.0)), 0))
     return [
         *figures,
-        ("connects/s", sockets / (back_s - (down_s or 0.0)), 0),
         ("failed attempts", sum(each.failures for each in joined), 0),
         ("server CPU µs/connect", cost.server_cpu_s / sockets * 1e6, 1),
     ]

@@ -30,7 +30,8 @@ export function delayOf({ event, data, receivedAt }, { client, board, causes, us
   if (cause !== null) return { ms: cause.ms, from: `“${cause.label}”` };
   const deadlines = [goal && board.deadline(goal)?.at, goal?.expiresAt, instant_ms(data.exp)];
   const now_ms = gatewayNow();
-  return since(Math.max(...deadlines.filter((at) => at && at <= now_ms)), now_ms, "the deadline");
+  const passed = deadlines.filter((at) => at && at <= now_ms + CLOCKS_DIFFER_MS);
+  return since(Math.max(...passed), now_ms, "the deadline");
 }
 
 /** Whose invitation a push tells of: it can have no goal that a click already named. */

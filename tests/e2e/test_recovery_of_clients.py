@@ -53,7 +53,7 @@ async def test_the_snapshot_follows_subscription_succeeded_and_comes_before_any_
     await streamer.reconnect()
     await streamer.expect("goal.snapshot", streamer.own_channel)
     await viewer.succeed("client-goal.withdraw", goal_id=missed["id"])
-    await streamer.expect("goal.ended", streamer.own_channel)
+    await streamer.expect("goal.ended", streamer.own_channel, kind="frame")
 
     on_own_channel = [
         record.event
