@@ -1,9 +1,10 @@
 """Writing publications to the sockets of a node: joined, in slices, in order.
 
 - **Joined.** What arrives for a quiet channel goes out in the loop's next turn, so publications
-  that were read together leave together. While the channel is busy the next ones wait for a
-  shared tick (`join_wait_ms`), so that one write carries them all. A channel whose publications
-  come in bursts is treated as busy from a burst's first one on, until a wait was in vain.
+  that were read together leave together. While the channel is busy the next ones wait until no
+  more come, at most `join_wait_ms`, so that one write carries them all. A channel whose
+  publications come in bursts is treated as busy from a burst's first one on, until it has waited
+  in vain a few times.
 - **Slices.** After `slice_size` sockets the loop gets a turn; a channel with 10,000 sockets does
   not stop anyone else. The channel's next batch waits until the slices of this one are done, so
   every socket keeps the channel's order.
@@ -16,7 +17,7 @@ Source: docs/decisions.md (measured), docs/architecture.md.
 from __future__ import annotations
 
 from os import write
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.frames import frame
 
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
 
     from gateway.hub import Channel, Connection
     from gateway.settings import Settings
+
+
+# A channel's batch is looked at so often while it may wait.
+_WAIT_TICKS: Final = 4
+
+
+# So often a channel waits in vain for more until it is written to at once again.
+_BURSTY: Final = 3
 
 
 class FanOut:
@@ -40,9 +49,9 @@ class FanOut:
         "_busy",
         "_fresh",
         "_gate_bytes",
-        "_join_wait_s",
         "_loop",
         "_slice_size",
+        "_tick_s",
         "_ticking",
         "find",
         "on_deliveries",
@@ -57,7 +66,7 @@ class FanOut:
     ) -> None:
         self._loop = loop
         self._slice_size = settings.fanout_slice
-        self._join_wait_s = settings.join_wait_ms / 1000
+        self._tick_s = settings.join_wait_ms / 1000 / _WAIT_TICKS
         self._gate_bytes = settings.send_buffer_bytes
         self.find = find
         self.on_deliveries = on_deliveries
@@ -89,28 +98,36 @@ class FanOut:
             self._wait(channel)
 
     def _wait(self, channel: Channel) -> None:
-        """Lets the next tick write what the channel got by then."""
+        """Lets a tick write what the channel gets from now on."""
+        channel.seen = channel.waited = 0
         self._busy.append(channel)
         if not self._ticking:
             self._ticking = True
-            self._loop.call_later(self._join_wait_s, self._tick)
+            self._loop.call_later(self._tick_s, self._tick)
 
     def _tick(self) -> None:
-        """Writes what waited; a channel that nothing came for since is quiet again."""
+        """Writes what has waited long enough: nothing was added since the last tick, or too long.
+
+        A channel for which nothing has come is quiet again.
+        """
         still_busy = []
         for channel in self._busy:
             if channel.slicing:
                 still_busy.append(channel)
             elif channel.batch:
-                # Whether waiting was worth it; if so, the next burst's first one waits too.
-                channel.bursty = len(channel.batch) > 1
-                self._write(channel)
                 still_busy.append(channel)
+                count = len(channel.batch)
+                if count > channel.seen and channel.waited < _WAIT_TICKS - 1:
+                    channel.seen = count
+                    channel.waited += 1
+                    continue
+                channel.seen = channel.waited = 0
+                self._write(channel)
             else:
                 channel.batch = None
         self._busy = still_busy
         if still_busy:
-            self._loop.call_later(self._join_wait_s, self._tick)
+            self._loop.call_later(self._tick_s, self._tick)
         else:
             self._ticking = False
 
@@ -118,6 +135,8 @@ class FanOut:
         """Writes the channel's batch to its first slice and schedules the others."""
         batch = channel.batch or []
         channel.batch = []
+        # As long as waiting is worth it, the first one of the next burst waits, too.
+        channel.bursty = _BURSTY if len(batch) > 1 else max(0, channel.bursty - 1)
         data = b"".join(batch) if len(batch) > 1 else batch[0]
         special = self._without_excluded(channel, batch)
         for connection, gate in list(channel.gates.items()):

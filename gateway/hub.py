@@ -68,7 +68,9 @@ class Channel:
         gates: Connections whose pushes wait until their subscription stands.
         heard: The broker has confirmed that this node gets the channel's publications.
         batch: Frames that wait to be joined, None when the channel is quiet (fan-out).
-        bursty: The last publications that waited for each other were more than one (fan-out).
+        bursty: How many waits for more it still has, since bursts have come (fan-out).
+        seen: Frames in `batch` at the last tick (fan-out).
+        waited: Ticks that `batch` has waited for more (fan-out).
         excepts: (index in `batch`, socket id that must not get that frame) (fan-out).
         slicing: A write to this channel is under way in slices (fan-out).
     """
@@ -83,7 +85,9 @@ class Channel:
         "live",
         "name",
         "removals",
+        "seen",
         "slicing",
+        "waited",
     )
 
     def __init__(self, app_id: str, name: str) -> None:
@@ -94,7 +98,9 @@ class Channel:
         self.gates: dict[Connection, Gate] = {}
         self.heard = False
         self.batch: list[bytes] | None = None
-        self.bursty = False
+        self.bursty = 0
+        self.seen = 0
+        self.waited = 0
         self.excepts: list[tuple[int, str]] = []
         self.slicing = False
 

@@ -240,7 +240,9 @@ class Settings(BaseSettings):
     ] = 256
     join_wait_ms: Annotated[
         float,
-        Field(ge=0, le=1_000, description="How long a busy channel's publications wait to join."),
+        Field(
+            ge=0, le=1_000, description="How long a busy channel's publications wait for others."
+        ),
     ] = 2
 
     # Limits of the wire

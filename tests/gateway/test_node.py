@@ -124,20 +124,54 @@ async def test_after_a_burst_the_first_of_the_next_one_waits_for_the_others() ->
     assert (first, rest) == (frames_of(b"1"), [frames_of(b"2", b"3"), frames_of(b"4", b"5")])
 
 
-async def test_a_channel_whose_waiting_brought_nothing_is_served_at_once_again() -> None:
-    field = Field(1, join_wait_ms=20)
+async def test_what_came_while_a_burst_was_written_counts_as_a_burst() -> None:
+    field = Field(4, fanout_slice=2, join_wait_ms=20)
+    field.push(b"1")
+    await asyncio.sleep(0)
+    # Between the slices of the first one.
+    field.push(b"2", b"3")
+    await field.quiet()
+
+    field.push(b"4")
+    await asyncio.sleep(0)
+    field.push(b"5")
+    await field.quiet()
+
+    assert field.sockets[0].writes == [
+        frames_of(b"1"),
+        frames_of(b"2", b"3"),
+        frames_of(b"4", b"5"),
+    ]
+
+
+async def test_a_channel_that_has_waited_in_vain_thrice_is_served_at_once_again() -> None:
+    field = Field(1, join_wait_ms=4)
     for body in (b"1", b"2", b"3"):
         field.push(body)
         await asyncio.sleep(0)
     await field.quiet()
-    # Waits, in vain.
-    field.push(b"4")
-    await field.quiet()
+    for _ in range(3):
+        field.push(b"alone")
+        await asyncio.sleep(0)
+        assert field.channel.batch == [frames_of(b"alone")]
+        await field.quiet()
 
-    field.push(b"5")
+    field.push(b"at once")
     await asyncio.sleep(0)
 
-    assert field.sockets[0].writes[-2:] == [frames_of(b"4"), frames_of(b"5")]
+    assert field.sockets[0].writes[-1] == frames_of(b"at once")
+
+
+async def test_a_batch_waits_no_longer_than_it_may_however_many_come() -> None:
+    field = Field(1, join_wait_ms=20)
+    field.push(b"1")
+    await asyncio.sleep(0)
+    began_at = asyncio.get_running_loop().time()
+    while len(field.sockets[0].writes) < 2:
+        field.push(b"2")
+        await asyncio.sleep(0.001)
+
+    assert asyncio.get_running_loop().time() - began_at < 1
 
 
 async def test_slices_give_the_loop_its_turn_and_every_socket_keeps_the_order() -> None:

@@ -20,7 +20,7 @@ BUDGETS: Final = {
     # The same where the bytes have to go through the transport: TLS, HTTP, a peer that lags.
     "delivery by transport": Costs(opcodes=18.4, calls=1.02, turns=0.004),
     # From Redis' bytes to the frames of a channel with two sockets, the deliveries included.
-    "publication": Costs(opcodes=489, calls=37, timers=1.1, turns=1),
+    "publication": Costs(opcodes=512, calls=41, timers=1.1, turns=1),
     # The plain call of the HTTP API, to a channel without subscribers: its body is read, the event
     # is built once (event, channel and data are encoded), nothing more.
     "http publish": Costs(opcodes=1306, calls=126, json=4, futures=1, turns=1),
