@@ -51,6 +51,8 @@ _SETTINGS: Final = {
     "DUET_REFUND_DELAY_S": "86400",
     # A ping would be counted as a part of an event.
     "DUET_ACTIVITY_TIMEOUT_S": "3600",
+    # The publishers' connections are opened first, and used when all sockets are there.
+    "DUET_HANDSHAKE_TIMEOUT_S": "600",
     "DUET_LOG_LEVEL": "warning",
     "DUET_DRAIN_S": "0",
 }
