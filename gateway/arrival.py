@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gateway.node import Node
 
 # How long a connection that has sent nothing may still do so while the server stops.
-_FIRST_WORDS_S: Final = 1.0
+_FIRST_WORDS_S: Final = 3.0
 
 
 class Arrival(asyncio.Protocol):

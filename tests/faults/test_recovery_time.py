@@ -63,7 +63,7 @@ class House:
         async with asyncio.TaskGroup() as tasks:
             for scene, act in zip(scenes, acts, strict=True):
                 tasks.create_task(ask(scene.history, self.first, act))
-        assert await self.first.until_dead(10)
+        assert await self.first.until_dead(30)
         died_at_s = time.monotonic()
         pending = await self.books.database["goals"].count_documents(
             {"outbox.0": {"$exists": True}}
