@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from tests.faults.forked_gateway import ForkedGateway
     from tests.faults.history import Answered
 
+# How soon it has to be is another test's business (test_recovery_time.py).
+_SETTLES_WITHIN_S = 30.0
 AMOUNT_MINOR = 2_500
 PREPAID_S = 3_600
 WITNESS = "witness"
@@ -290,7 +292,7 @@ class Scene:
 
     async def settled(self) -> None:
         """Waits until nothing is left to do, in MongoDB and on the way."""
-        await self.books.until_delivered()
+        await self.books.until_delivered(timeout_s=_SETTLES_WITHIN_S)
         await self.witness.barrier()
 
     async def final_snapshots(self, gateway: ForkedGateway) -> None:
