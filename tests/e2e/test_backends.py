@@ -191,3 +191,8 @@ async def test_pysher_receives_events_of_a_private_channel(stage: Stage) -> None
     finally:
         # Its thread is a daemon: closing races with its own reading, and may leave it waiting.
         await asyncio.to_thread(client.disconnect, 1)
+    # What the gateway knows of its end does not depend on that thread.
+    backend = python_backend(stage.gateway)
+    async with asyncio.timeout(PATIENCE_S):
+        while (await asyncio.to_thread(backend.channel_info, channel_name))["occupied"]:
+            pass
