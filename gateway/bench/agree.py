@@ -19,6 +19,7 @@ import msgspec
 from gateway.bench.crowd import crowd_of
 from gateway.bench.parties import Answer, Pair, Parties, Party, each, invitation, parties_of, show
 from gateway.bench.results import Row, measures_of, percentile
+from gateway.bench.stage import no_bar
 from gateway.bench.watch import Watch
 from gateway.bench.witnesses import Witnesses
 
@@ -107,7 +108,7 @@ class Agreed:
 
     async def flat_out(self, pairs: Sequence[Pair], in_flight: int) -> None:
         """Agrees on all pairs, the next as soon as one of `in_flight` is done."""
-        await each([partial(self.agree, pair) for pair in pairs], _nothing, in_flight)
+        await each([partial(self.agree, pair) for pair in pairs], no_bar, in_flight)
 
 
 def repeat_of(cost: Cost, transactions: int, found: Figures) -> Figures:
@@ -161,12 +162,10 @@ class AgreeRows:
         """Connects everybody and lets the viewers invite; listeners leave with the stack."""
         options = self._options
         if options.listeners:
-            bar = self._stage.progress.add_task("listeners", total=options.listeners)
             crowd = await stack.enter_async_context(crowd_of(options.processes))
             self._listeners = Witnesses(self._target, crowd, options.listeners, options.events)
-            await self._listeners.open(stack, partial(self._stage.progress.advance, bar))
-        bar = self._stage.progress.add_task("inviting", total=pairs)
-        advance = partial(self._stage.progress.advance, bar)
+            await self._listeners.open(stack, self._stage.bar("listeners", options.listeners))
+        advance = self._stage.bar("inviting", pairs)
         self._pairs = await each([self._parties.pair] * pairs, advance)
 
     async def _measured(self, row: str, pairs: Sequence[Pair], rate: float | None) -> Figures:
@@ -193,12 +192,8 @@ class AgreeRows:
         cost.doubt(self._stage, row)
         self.expected += len(agreed.replies_s)
         self.delivered += len(agreed.pushes_s)
-        bar = self._stage.progress.add_task("next round", total=len(pairs))
-        await each(
-            [pair.play_and_invite for pair in pairs],
-            partial(self._stage.progress.advance, bar),
-        )
-        self._stage.progress.remove_task(bar)
+        with self._stage.passing_bar("next round", len(pairs)) as advance:
+            await each([pair.play_and_invite for pair in pairs], advance)
         return repeat_of(cost, len(pairs), found)
 
     async def paced(self) -> Row:
@@ -218,22 +213,22 @@ class AgreeRows:
     async def _row(
         self, name: str, warmup: Sequence[Pair], pairs: Sequence[Pair], rate: float | None
     ) -> Row:
-        bar = self._stage.progress.add_task(name, total=self._stage.plan.repeats)
+        advance = self._stage.bar(name, self._stage.plan.repeats)
         if warmup:
             await self._measured(name, warmup, rate)
         repeats = []
         for _ in range(self._stage.plan.repeats):
             repeats.append(await self._measured(name, pairs, rate))
-            self._stage.progress.advance(bar)
+            advance(1)
         return Row(name, measures_of(repeats))
 
     async def hot(self) -> Row:
         """Everybody on one session: all invite at once, all are answered at once."""
         plan, callers = self._stage.plan, self._options.callers
-        bar = self._stage.progress.add_task("hot session", total=plan.repeats)
+        advance = self._stage.bar("hot session", plan.repeats)
         streamer = await self._parties.party("streamer")
         session_id = await self._parties.session(streamer)
-        viewers = await each([partial(self._parties.party, "viewer")] * callers, _nothing)
+        viewers = await each([partial(self._parties.party, "viewer")] * callers, no_bar)
         if plan.warmup_s:
             await hot_round(streamer, viewers, session_id)
         repeats = []
@@ -253,7 +248,7 @@ class AgreeRows:
                 ("retries", sum(answer.retries for answer in answers), 0),
             ]
             repeats.append(repeat_of(cost, len(answers), found))
-            self._stage.progress.advance(bar)
+            advance(1)
         return Row(f"hot, {callers} callers", measures_of(repeats))
 
 
@@ -280,7 +275,7 @@ async def hot_round(streamer: Party, viewers: Sequence[Party], session_id: str) 
 
 
 async def _at_once(works: Sequence[Callable[[], Awaitable[Answer]]]) -> list[Answer]:
-    return await each(works, _nothing, len(works))
+    return await each(works, no_bar, len(works))
 
 
 def _latencies(agreed: Agreed) -> Figures:
@@ -291,7 +286,3 @@ def _latencies(agreed: Agreed) -> Figures:
         ("reply p99 ms", percentile(agreed.replies_s, 99) * 1e3, 2),
         ("retries", agreed.retries, 0),
     ]
-
-
-def _nothing() -> None:
-    pass

@@ -20,23 +20,9 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from gateway.bench import orders
 from gateway.bench.door import Door
 from gateway.bench.errors import BenchError
-from gateway.bench.orders import (
-    Awake,
-    Command,
-    Count,
-    Counting,
-    Failed,
-    Join,
-    Joined,
-    Keep,
-    Kept,
-    Leave,
-    Left,
-    Tell,
-    decode_command,
-)
 from gateway.bench.poller import READABLE, new_poller
 from gateway.bench.tally import Tally, tell
 
@@ -64,7 +50,7 @@ class Audience:
         self._takes: dict[int, Callable[[bytearray, int, int], int]] = {}
         self._buffer = bytearray(_BUFFER_BYTES)
         self._tally = Tally()
-        self._join: Join | None = None
+        self._join: orders.Join | None = None
         self._door: Door | None = None
         self._wakings: deque[int] = deque()
         self._every_s = 0.0
@@ -78,7 +64,7 @@ class Audience:
         Raises:
             BenchError: A socket failed that must not.
         """
-        tell(Joined(0))
+        tell(orders.Joined(0))
         is_over = False
         while not is_over:
             is_over = self.turn(self._until_due())
@@ -130,29 +116,29 @@ class Audience:
         data = os.read(fd, _PIPE_BYTES)
         *lines, self._line = (self._line + data).split(b"\n")
         for line in lines:
-            self._obey(decode_command(line))
+            self._obey(orders.decode_command(line))
         return not data
 
-    def _obey(self, command: Command) -> None:
+    def _obey(self, command: orders.Command) -> None:
         match command:
-            case Join():
+            case orders.Join():
                 self._join = command
                 self._door = Door(command, self._poller, self._admit)
                 self._look_at_door()
-            case Leave():
+            case orders.Leave():
                 self._leave()
-                tell(Left(time.monotonic()))
-            case Count():
+                tell(orders.Left(time.monotonic()))
+            case orders.Count():
                 self._tally.begin(command)
-                tell(Counting(time.process_time()))
-            case Tell(expected_bytes):
+                tell(orders.Counting(time.process_time()))
+            case orders.Tell(expected_bytes):
                 told = self._tally.result(expected_bytes)
                 self._tally.is_timed = False
                 tell(told)
-            case Keep(every_s):
+            case orders.Keep(every_s):
                 self._keep(every_s)
-                tell(Counting(time.process_time()))
-            case Kept():
+                tell(orders.Counting(time.process_time()))
+            case orders.Kept():
                 self._wakings.clear()
                 self._pongs_by_s = time.monotonic() + _PONGS_WITHIN_S
 
@@ -169,10 +155,10 @@ class Audience:
         within = self._door.within()
         if within is not None:
             self._door = None
-            tell(Joined(admitted))
+            tell(orders.Joined(admitted))
             tell(within)
         elif admitted and admitted % _PROGRESS_STEP == 0:
-            tell(Joined(admitted))
+            tell(orders.Joined(admitted))
 
     def _lose(self, fd: int) -> None:
         # Not closed yet: its number must not be another socket's while there is a count under it.
@@ -222,7 +208,7 @@ class Audience:
         if self._pongs < self._pings and left_s > 0:
             return left_s
         self._every_s = 0.0
-        tell(Awake(time.process_time(), self._pings, self._pongs, self._lost))
+        tell(orders.Awake(time.process_time(), self._pings, self._pongs, self._lost))
         return None
 
     def _ping(self, fd: int) -> None:
@@ -239,7 +225,7 @@ def main() -> None:
         try:
             Audience(sys.stdin.fileno()).run()
         except BenchError as error:
-            tell(Failed(str(error)))
+            tell(orders.Failed(str(error)))
 
 
 if __name__ == "__main__":

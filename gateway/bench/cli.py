@@ -1,5 +1,6 @@
 """`duet bench SHAPE`: the registry of shapes, each a command with the options that it has."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -7,17 +8,14 @@ import typer
 from gateway.bench.errors import BenchError
 from gateway.bench.launch import check_files, launch
 from gateway.bench.options import (
-    Against,
     EventBytes,
     Json,
     MongoDB,
-    Plot,
     Processes,
     Redis,
-    Repeats,
-    Seconds,
-    Warmup,
+    RunOptions,
     processes_for,
+    shape_command,
 )
 
 app = typer.Typer(
@@ -28,8 +26,9 @@ app = typer.Typer(
 )
 
 
-@app.command()
+@shape_command(app, repeats=5, seconds=1.0, warmup=0.5)
 def fanout(
+    run: RunOptions,
     sockets: Annotated[
         int, typer.Option(min=1, max=28_000, help="Subscribers of the one channel.")
     ] = 1000,
@@ -41,18 +40,9 @@ def fanout(
     probe: Annotated[
         bool, typer.Option("--probe", help="Time how long others wait meanwhile; costs CPU.")
     ] = False,
-    against: Against = [],  # noqa: B006 - typer copies it
-    repeats: Repeats = 5,
-    seconds: Seconds = 1.0,
-    warmup: Warmup = 0.5,
-    json_file: Json = None,
-    plot_file: Plot = None,
-    mongodb_url: MongoDB = None,
-    redis_url: Redis = None,
 ) -> None:
     """Deliveries a second and CPU per delivery of one public channel with many sockets."""
     from gateway.bench import fanout as shape
-    from gateway.bench.stage import Plan
 
     options = shape.FanoutOptions(
         sockets=sockets,
@@ -61,20 +51,12 @@ def fanout(
         processes=processes_for(processes, sockets),
         probe=probe,
     )
-    launch(
-        lambda target, stage: shape.run(target, stage, options),
-        Plan(repeats=repeats, seconds=seconds, warmup_s=warmup),
-        sockets=sockets,
-        against=against,
-        json_file=json_file,
-        plot_file=plot_file,
-        mongodb_url=mongodb_url,
-        redis_url=redis_url,
-    )
+    launch(partial(shape.run, options=options), run, sockets=sockets)
 
 
-@app.command()
+@shape_command(app, repeats=5, seconds=3.0, warmup=1.0)
 def rooms(
+    run: RunOptions,
     channels: Annotated[
         int, typer.Option(min=1, max=20_000, help="Channels; as many again with a single socket.")
     ] = 1000,
@@ -90,18 +72,9 @@ def rooms(
     ] = 1,
     event_bytes: EventBytes = 300,
     processes: Processes = None,
-    against: Against = [],  # noqa: B006 - typer copies it
-    repeats: Repeats = 5,
-    seconds: Seconds = 3.0,
-    warmup: Warmup = 1.0,
-    json_file: Json = None,
-    plot_file: Plot = None,
-    mongodb_url: MongoDB = None,
-    redis_url: Redis = None,
 ) -> None:
     """Many channels with few sockets: what a publication costs, and apart from it a delivery."""
     from gateway.bench import rooms as shape
-    from gateway.bench.stage import Plan
 
     options = shape.RoomsOptions(
         channels=channels,
@@ -112,20 +85,12 @@ def rooms(
         event_bytes=event_bytes,
         processes=processes_for(processes, channels),
     )
-    launch(
-        lambda target, stage: shape.run(target, stage, options),
-        Plan(repeats=repeats, seconds=seconds, warmup_s=warmup),
-        sockets=(sockets + 1) * channels,
-        against=against,
-        json_file=json_file,
-        plot_file=plot_file,
-        mongodb_url=mongodb_url,
-        redis_url=redis_url,
-    )
+    launch(partial(shape.run, options=options), run, sockets=(sockets + 1) * channels)
 
 
-@app.command()
+@shape_command(app, repeats=3, seconds=1.0, warmup=0.5)
 def connect(
+    run: RunOptions,
     sockets: Annotated[
         int, typer.Option(min=1, max=28_000, help="Sockets that come in each round.")
     ] = 10_000,
@@ -133,36 +98,19 @@ def connect(
         int, typer.Option(min=1, max=28_000, help="Sockets on their way at the same time.")
     ] = 256,
     processes: Processes = None,
-    against: Against = [],  # noqa: B006 - typer copies it
-    repeats: Repeats = 3,
-    seconds: Seconds = 1.0,
-    warmup: Warmup = 0.5,
-    json_file: Json = None,
-    plot_file: Plot = None,
-    mongodb_url: MongoDB = None,
-    redis_url: Redis = None,
 ) -> None:
     """Connections and subscriptions a second, public and signed; memory of a socket."""
     from gateway.bench import connect as shape
-    from gateway.bench.stage import Plan
 
     options = shape.ConnectOptions(
         sockets=sockets, in_flight=in_flight, processes=processes_for(processes, sockets)
     )
-    launch(
-        lambda target, stage: shape.run(target, stage, options),
-        Plan(repeats=repeats, seconds=seconds, warmup_s=warmup),
-        sockets=sockets,
-        against=against,
-        json_file=json_file,
-        plot_file=plot_file,
-        mongodb_url=mongodb_url,
-        redis_url=redis_url,
-    )
+    launch(partial(shape.run, options=options), run, sockets=sockets)
 
 
-@app.command()
+@shape_command(app, repeats=3, seconds=30.0, warmup=5.0)
 def idle(
+    run: RunOptions,
     sockets: Annotated[int, typer.Option(min=2, max=28_000, help="Subscribed sockets.")] = 10_000,
     per_channel: Annotated[
         int, typer.Option(min=1, max=28_000, help="Sockets that share a channel.")
@@ -171,18 +119,9 @@ def idle(
         float, typer.Option(min=1, max=3600, help="Silence after which a client pings, in seconds.")
     ] = 120,
     processes: Processes = None,
-    against: Against = [],  # noqa: B006 - typer copies it
-    repeats: Repeats = 3,
-    seconds: Seconds = 30.0,
-    warmup: Warmup = 5.0,
-    json_file: Json = None,
-    plot_file: Plot = None,
-    mongodb_url: MongoDB = None,
-    redis_url: Redis = None,
 ) -> None:
     """CPU and memory of subscribed sockets to which nothing is published."""
     from gateway.bench import idle as shape
-    from gateway.bench.stage import Plan
 
     options = shape.IdleOptions(
         sockets=sockets,
@@ -191,20 +130,16 @@ def idle(
         processes=processes_for(processes, sockets),
     )
     launch(
-        lambda target, stage: shape.run(target, stage, options),
-        Plan(repeats=repeats, seconds=seconds, warmup_s=warmup),
+        partial(shape.run, options=options),
+        run,
         sockets=sockets,
-        against=against,
         settings={"DUET_ACTIVITY_TIMEOUT_S": str(ping_s)},
-        json_file=json_file,
-        plot_file=plot_file,
-        mongodb_url=mongodb_url,
-        redis_url=redis_url,
     )
 
 
-@app.command()
+@shape_command(app, repeats=3, seconds=5.0, warmup=1.0)
 def storm(
+    run: RunOptions,
     sockets: Annotated[
         int, typer.Option(min=1, max=28_000, help="Sockets that are cut and come back at once.")
     ] = 10_000,
@@ -222,18 +157,9 @@ def storm(
         float, typer.Option(min=0.01, max=60, help="Wait after a failed attempt, in seconds.")
     ] = 1,
     processes: Processes = None,
-    against: Against = [],  # noqa: B006 - typer copies it
-    repeats: Repeats = 3,
-    seconds: Seconds = 5.0,
-    warmup: Warmup = 1.0,
-    json_file: Json = None,
-    plot_file: Plot = None,
-    mongodb_url: MongoDB = None,
-    redis_url: Redis = None,
 ) -> None:
     """Everybody reconnects at once: how soon all are back, and what others notice of it."""
     from gateway.bench import storm as shape
-    from gateway.bench.stage import Plan
 
     options = shape.StormOptions(
         sockets=sockets,
@@ -245,20 +171,16 @@ def storm(
         processes=processes_for(processes, sockets),
     )
     launch(
-        lambda target, stage: shape.run(target, stage, options),
-        Plan(repeats=repeats, seconds=seconds, warmup_s=warmup),
+        partial(shape.run, options=options),
+        run,
         # A server may still hold some of those that were cut when they come back.
         sockets=sockets + sockets // 2 + witnesses,
-        against=against,
-        json_file=json_file,
-        plot_file=plot_file,
-        mongodb_url=mongodb_url,
-        redis_url=redis_url,
     )
 
 
-@app.command()
+@shape_command(app, repeats=3, seconds=5.0, warmup=1.0, has_peers=False)
 def agree(
+    run: RunOptions,
     rate: Annotated[
         float, typer.Option(min=0.1, max=10_000, help="Agrees a second, evenly spread.")
     ] = 50,
@@ -283,17 +205,9 @@ def agree(
         float, typer.Option(min=0.1, max=1000, help="Events a second to each listener.")
     ] = 10,
     processes: Processes = None,
-    repeats: Repeats = 3,
-    seconds: Seconds = 5.0,
-    warmup: Warmup = 1.0,
-    json_file: Json = None,
-    plot_file: Plot = None,
-    mongodb_url: MongoDB = None,
-    redis_url: Redis = None,
 ) -> None:
     """Latency of agree to `stream.authorized`, and agree transactions a second."""
     from gateway.bench import agree as shape
-    from gateway.bench.stage import Plan
 
     options = shape.AgreeOptions(
         rate=rate,
@@ -304,15 +218,10 @@ def agree(
         events=events,
         processes=processes_for(processes, max(1, listeners)),
     )
-    plan = Plan(repeats=repeats, seconds=seconds, warmup_s=warmup)
     launch(
-        lambda target, stage: shape.run(target, stage, options),
-        plan,
-        sockets=2 * shape.pairs_needed(plan, options) + callers + listeners,
-        json_file=json_file,
-        plot_file=plot_file,
-        mongodb_url=mongodb_url,
-        redis_url=redis_url,
+        partial(shape.run, options=options),
+        run,
+        sockets=2 * shape.pairs_needed(run.plan, options) + callers + listeners,
     )
 
 

@@ -8,21 +8,20 @@ time they take counts as theirs. A peer asks nobody for a signature: its private
 from __future__ import annotations
 
 import time
-from contextlib import AsyncExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from gateway.bench.crowd import Entry, crowd_of
 from gateway.bench.orders import Room
-from gateway.bench.paired import Found, comparisons, measure_in_turn
+from gateway.bench.paired import Found, run_paired
 from gateway.bench.results import percentile
 from gateway.bench.target import GatewayTarget
 from gateway.bench.watch import Watch, at_rest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AsyncExitStack
 
     from gateway.bench.crowd import Crowd
     from gateway.bench.orders import Within
@@ -61,16 +60,14 @@ async def run(target: Target, stage: Stage, options: ConnectOptions) -> Report:
     Raises:
         BenchError: It can't be measured.
     """
-    async with AsyncExitStack() as stack:
-        loads = []
-        for each in (target, *stage.peers):
-            crowd = await stack.enter_async_context(crowd_of(options.processes))
-            load = Connect(each, crowd, stage, options)
-            await load.open()
-            loads.append(load)
-        outcome = await measure_in_turn(loads, _ROWS, stage)
-    report = stage.report("connect", target.name, options, outcome.rows, outcome.delivery_ratio)
-    return msgspec.structs.replace(report, comparisons=comparisons(outcome.rows))
+
+    async def load_of(server: Target, stack: AsyncExitStack) -> Connect:
+        crowd = await stack.enter_async_context(crowd_of(options.processes))
+        load = Connect(server, crowd, stage, options)
+        await load.open()
+        return load
+
+    return await run_paired("connect", target, stage, options, _ROWS, load_of)
 
 
 def rooms_of(target: Target, row: str, sockets: int) -> tuple[list[Room], str]:
@@ -113,11 +110,8 @@ class Connect:
     async def _come(self, row: str, sockets: int) -> list[Within]:
         rooms, secret = rooms_of(self._target, row, sockets)
         entry = Entry(self._options.in_flight, _DEADLINE_S, _RETRY_S, secret)
-        bar = self._stage.progress.add_task("connecting", total=sockets)
-        advance = partial(self._stage.progress.advance, bar)
-        joined = await self._crowd.join_rooms(self._target, rooms, advance, entry)
-        self._stage.progress.remove_task(bar)
-        return joined
+        with self._stage.passing_bar("connecting", sockets) as advance:
+            return await self._crowd.join_rooms(self._target, rooms, advance, entry)
 
     async def _go(self) -> None:
         await self._crowd.leave()

@@ -10,28 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
+from gateway.bench import orders
 from gateway.bench.errors import BenchError
-from gateway.bench.orders import (
-    Answer,
-    Awake,
-    Command,
-    Count,
-    Counting,
-    Failed,
-    Join,
-    Joined,
-    Keep,
-    Kept,
-    Leave,
-    Left,
-    Room,
-    RoundOver,
-    Tell,
-    Told,
-    Within,
-    decode_answer,
-    encode_line,
-)
 from gateway.bench.peers.dialects import DIALECTS
 from gateway.bench.target import import_path
 
@@ -47,7 +27,7 @@ _END_DEADLINE_S: Final = 5.0
 # An answer holds a latency of every socket or event.
 _LONGEST_ANSWER_BYTES: Final = 256 * 1024 * 1024
 
-A = TypeVar("A", Joined, Within, Left, Counting, RoundOver, Told, Awake)
+A = TypeVar("A", bound=orders.Answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +60,9 @@ class Member:
         self._process = process
         self.cpu_at_count_s = 0.0
 
-    def send(self, command: Command) -> None:
+    def send(self, command: orders.Command) -> None:
         """Tells the process what to do."""
-        self._commands.write(encode_line(command))
+        self._commands.write(orders.encode_line(command))
 
     async def answer(self, kind: type[A], deadline_s: float = _ANSWER_DEADLINE_S) -> A:
         """The process's next answer of that kind; rounds that were given up are passed over.
@@ -95,7 +75,7 @@ class Member:
             if isinstance(answer, kind):
                 return answer
 
-    async def next(self, deadline_s: float = _ANSWER_DEADLINE_S) -> Answer:
+    async def next(self, deadline_s: float = _ANSWER_DEADLINE_S) -> orders.Answer:
         """The process's next answer of any kind.
 
         Raises:
@@ -108,8 +88,8 @@ class Member:
             raise BenchError(f"the load generator is silent for {deadline_s:g} s") from None
         if not line:
             raise BenchError("a process of the load generator has ended")
-        answer: Answer = decode_answer(line)
-        if isinstance(answer, Failed):
+        answer: orders.Answer = orders.decode_answer(line)
+        if isinstance(answer, orders.Failed):
             raise BenchError(answer.message)
         return answer
 
@@ -133,23 +113,23 @@ class Crowd:
         self.sockets = 0
 
     async def join(
-        self, target: Target, channel: str, sockets: int, advance: Callable[[int], None]
+        self, target: Target, channel: str, sockets: int, advance: Callable[[float], None]
     ) -> None:
         """Connects and subscribes all sockets to one channel; see `join_rooms`.
 
         Raises:
             BenchError: The target refuses one or doesn't answer in time.
         """
-        room = Room(channel, target.subscribe_frame(channel), sockets)
+        room = orders.Room(channel, target.subscribe_frame(channel), sockets)
         await self.join_rooms(target, [room], advance)
 
     async def join_rooms(
         self,
         target: Target,
-        rooms: Sequence[Room],
-        advance: Callable[[int], None],
+        rooms: Sequence[orders.Room],
+        advance: Callable[[float], None],
         entry: Entry = _AT_EASE,
-    ) -> list[Within]:
+    ) -> list[orders.Within]:
         """Connects and subscribes all sockets; `advance` is told how many more there are.
 
         Raises:
@@ -159,7 +139,7 @@ class Crowd:
         joining = []
         async with asyncio.TaskGroup() as group:
             for index, member in enumerate(self._members):
-                command = Join(
+                command = orders.Join(
                     host=target.host,
                     port=target.port,
                     path=target.socket_path(),
@@ -177,23 +157,23 @@ class Crowd:
     async def leave(self) -> float:
         """Cuts every socket; returns when the first process had done it."""
         for member in self._members:
-            member.send(Leave())
+            member.send(orders.Leave())
         self.sockets = 0
-        return min([(await member.answer(Left)).at_s for member in self._members])
+        return min([(await member.answer(orders.Left)).at_s for member in self._members])
 
     async def count(self, round_bytes: int, event_bytes: int = 0, stamp: bytes = b"") -> None:
         """Lets all begin to count from zero; times each event when its length is given."""
-        await self._begin(Count(round_bytes, event_bytes, stamp))
+        await self._begin(orders.Count(round_bytes, event_bytes, stamp))
 
     async def keep(self, every_s: float) -> None:
         """Lets every socket ping as a silent client does."""
-        await self._begin(Keep(every_s))
+        await self._begin(orders.Keep(every_s))
 
-    async def _begin(self, command: Count | Keep) -> None:
+    async def _begin(self, command: orders.Count | orders.Keep) -> None:
         for member in self._members:
             member.send(command)
         for member in self._members:
-            member.cpu_at_count_s = (await member.answer(Counting)).cpu_s
+            member.cpu_at_count_s = (await member.answer(orders.Counting)).cpu_s
 
     async def round_over(self, number: int, deadline_s: float) -> float | None:
         """When the last socket of all had everything of this round; None when some have not.
@@ -205,36 +185,36 @@ class Crowd:
         try:
             async with asyncio.timeout(deadline_s):
                 for member in self._members:
-                    answer = await member.answer(RoundOver, deadline_s * 2)
+                    answer = await member.answer(orders.RoundOver, deadline_s * 2)
                     while answer.number < number:
-                        answer = await member.answer(RoundOver, deadline_s * 2)
+                        answer = await member.answer(orders.RoundOver, deadline_s * 2)
                     at_s = max(at_s, answer.at_s)
         except TimeoutError:
             return None
         return at_s
 
-    async def tell(self, expected_bytes: int) -> tuple[list[Told], list[float]]:
+    async def tell(self, expected_bytes: int) -> tuple[list[orders.Told], list[float]]:
         """What each process counted, and the CPU seconds that each spent on it."""
         for member in self._members:
-            member.send(Tell(expected_bytes))
-        told = [await member.answer(Told) for member in self._members]
+            member.send(orders.Tell(expected_bytes))
+        told = [await member.answer(orders.Told) for member in self._members]
         return told, self._spent(told)
 
-    async def kept(self) -> tuple[list[Awake], list[float]]:
+    async def kept(self) -> tuple[list[orders.Awake], list[float]]:
         """Ends `keep`: what came of it, and the CPU seconds that each process spent on it."""
         for member in self._members:
-            member.send(Kept())
-        awake = [await member.answer(Awake) for member in self._members]
+            member.send(orders.Kept())
+        awake = [await member.answer(orders.Awake) for member in self._members]
         return awake, self._spent(awake)
 
-    def _spent(self, answers: Sequence[Told | Awake]) -> list[float]:
+    def _spent(self, answers: Sequence[orders.Told | orders.Awake]) -> list[float]:
         return [
             answer.cpu_s - member.cpu_at_count_s
             for member, answer in zip(self._members, answers, strict=True)
         ]
 
 
-def share_of(rooms: Sequence[Room], index: int, members: int) -> tuple[Room, ...]:
+def share_of(rooms: Sequence[orders.Room], index: int, members: int) -> tuple[orders.Room, ...]:
     """What one of the processes gets of each room, when all sockets are dealt out in turn."""
     shares = []
     dealt = 0
@@ -243,20 +223,22 @@ def share_of(rooms: Sequence[Room], index: int, members: int) -> tuple[Room, ...
         dealt += room.sockets
         sockets = (dealt + members - 1 - index) // members - before
         if sockets:
-            shares.append(Room(room.channel, room.subscribe_frame, sockets))
+            shares.append(orders.Room(room.channel, room.subscribe_frame, sockets))
     return tuple(shares)
 
 
-async def _joined(member: Member, command: Join, advance: Callable[[int], None]) -> Within:
+async def _joined(
+    member: Member, command: orders.Join, advance: Callable[[float], None]
+) -> orders.Within:
     member.send(command)
     joined = 0
     silence_s = _ANSWER_DEADLINE_S + command.deadline_s + (command.retry_s or 0)
     while True:
         match await member.next(silence_s):
-            case Joined(sockets):
+            case orders.Joined(sockets):
                 advance(sockets - joined)
                 joined = sockets
-            case Within() as within:
+            case orders.Within() as within:
                 return within
 
 
@@ -279,7 +261,7 @@ async def crowd_of(processes: int) -> AsyncIterator[Crowd]:
             )
             members.append(Member(process))
         for member in members:
-            await member.answer(Joined)
+            await member.answer(orders.Joined)
         yield Crowd(members)
     finally:
         for member in members:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -19,7 +20,7 @@ import msgspec
 from gateway.bench.crowd import crowd_of
 from gateway.bench.errors import BenchError
 from gateway.bench.http import HttpConnection, http_request
-from gateway.bench.paired import Found, comparisons, measure_in_turn
+from gateway.bench.paired import Found, measure_in_turn, paired_report
 from gateway.bench.results import Row, measures_of, percentile
 from gateway.bench.watch import Watch
 
@@ -96,12 +97,10 @@ class Fanout:
     async def connect(self, stage: Stage) -> Figures:
         """Connects and subscribes the crowd."""
         target, sockets = self._target, self._options.sockets
-        bar = stage.progress.add_task("connecting", total=sockets)
+        advance = stage.bar("connecting", sockets)
         before = target.usage()
         started_s = time.monotonic()
-        await self._crowd.join(
-            target, _CHANNEL, sockets, lambda count: stage.progress.advance(bar, count)
-        )
+        await self._crowd.join(target, _CHANNEL, sockets, advance)
         elapsed_s = time.monotonic() - started_s
         after = target.usage()
         grown_bytes = after.resident_bytes - before.resident_bytes
@@ -231,6 +230,5 @@ async def run(target: Target, stage: Stage, options: FanoutOptions) -> Report:
             for load in loads
         ]
         outcome = await measure_in_turn(loads, loads[0].rows, stage)
-    rows += outcome.rows
-    report = stage.report("fanout", target.name, options, rows, outcome.delivery_ratio)
-    return msgspec.structs.replace(report, comparisons=comparisons(rows))
+    outcome = replace(outcome, rows=rows + outcome.rows)
+    return paired_report("fanout", target, stage, options, outcome)

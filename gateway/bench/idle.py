@@ -8,20 +8,20 @@ at different times. A peer's sockets are silent: that favours the peer.
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from gateway.bench.crowd import crowd_of
 from gateway.bench.orders import Room
-from gateway.bench.paired import Found, comparisons, measure_in_turn
+from gateway.bench.paired import Found, run_paired
+from gateway.bench.stage import no_bar
 from gateway.bench.target import GatewayTarget
 from gateway.bench.watch import Watch, at_rest
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
+    from collections.abc import Callable
+    from contextlib import AsyncExitStack
 
     from gateway.bench.crowd import Crowd
     from gateway.bench.results import Report
@@ -66,16 +66,14 @@ async def run(target: Target, stage: Stage, options: IdleOptions) -> Report:
     Raises:
         BenchError: It can't be measured; a ping without an answer is no error, it is in the report.
     """
-    async with AsyncExitStack() as stack:
-        loads = []
-        for each in (target, *stage.peers):
-            crowd = await stack.enter_async_context(crowd_of(options.processes))
-            load = Idle(each, crowd, stage, options)
-            await load.open()
-            loads.append(load)
-        outcome = await measure_in_turn(loads, [_ROW], stage)
-    report = stage.report("idle", target.name, options, outcome.rows, outcome.delivery_ratio)
-    return msgspec.structs.replace(report, comparisons=comparisons(outcome.rows))
+
+    async def load_of(server: Target, stack: AsyncExitStack) -> Idle:
+        crowd = await stack.enter_async_context(crowd_of(options.processes))
+        load = Idle(server, crowd, stage, options)
+        await load.open()
+        return load
+
+    return await run_paired("idle", target, stage, options, [_ROW], load_of)
 
 
 class Idle:
@@ -101,23 +99,21 @@ class Idle:
         was free before the first came hides a part of what they take.
         """
         sockets = self._options.sockets
-        bar = self._stage.progress.add_task("connecting", total=sockets)
-        await self._join(0, min(_FIRST_SOCKETS, sockets), bar=None)
+        advance = self._stage.bar("connecting", sockets)
+        await self._join(0, min(_FIRST_SOCKETS, sockets), no_bar)
         await self._crowd.leave()
         empty_bytes = await self._resting_bytes()
         half = sockets // 2
-        await self._join(0, half, bar)
+        await self._join(0, half, advance)
         half_bytes = await self._resting_bytes()
-        await self._join(half, sockets, bar)
+        await self._join(half, sockets, advance)
         full_bytes = await self._resting_bytes()
         self._socket_bytes = (full_bytes - empty_bytes) / sockets
         self._further_bytes = (full_bytes - half_bytes) / (sockets - half)
 
-    async def _join(self, first: int, last: int, bar: TaskID | None) -> None:
-        advance = partial(self._stage.progress.advance, bar) if bar is not None else _ignore
-        await self._crowd.join_rooms(
-            self._target, self._options.rooms(self._target, first, last), advance
-        )
+    async def _join(self, first: int, last: int, advance: Callable[[float], None]) -> None:
+        rooms = self._options.rooms(self._target, first, last)
+        await self._crowd.join_rooms(self._target, rooms, advance)
 
     async def _resting_bytes(self) -> int:
         await at_rest(self._target)
@@ -151,7 +147,3 @@ class Idle:
             generator_share=max(cost.generator_share, *(each / cost.elapsed_s for each in cpu_s)),
             idle_share=cost.idle_share,
         )
-
-
-def _ignore(_count: int) -> None:
-    pass

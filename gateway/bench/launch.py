@@ -3,7 +3,7 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gateway.bench.errors import BenchError
-from gateway.bench.options import Peer
+from gateway.bench.options import RunOptions
 
 if TYPE_CHECKING:
     from gateway.bench.results import Report
@@ -23,14 +23,9 @@ Shape = Callable[["GatewayTarget", "Stage"], Coroutine[Any, Any, "Report"]]
 
 def launch(
     shape: Shape,
-    plan: Any,
+    run: RunOptions,
     *,
     sockets: int,
-    json_file: Path | None,
-    plot_file: Path | None,
-    mongodb_url: str | None,
-    redis_url: str | None,
-    against: Sequence[Peer] = (),
     settings: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Starts everything, runs the shape, shows what it found; exit code 1 on errors and losses."""
@@ -40,13 +35,13 @@ def launch(
 
     fault: BaseException | None = None
     try:
-        check_files(json_file, plot_file)
-        report = _measured(shape, plan, sockets, mongodb_url, redis_url, against, settings)
+        check_files(run.json_file, run.plot_file)
+        report = _measured(shape, run, sockets, settings)
         print_report(report)
-        if json_file is not None:
-            json_file.write_bytes(report.json())
-        if plot_file is not None:
-            plot_report(report, plot_file)
+        if run.json_file is not None:
+            run.json_file.write_bytes(report.json())
+        if run.plot_file is not None:
+            plot_report(report, run.plot_file)
         if report.delivery_ratio < 1:
             fault = BenchError("not everything was delivered")
     except* (BenchError, EmbeddedError, StoreUnavailable) as errors:
@@ -73,16 +68,8 @@ def check_files(json_file: Path | None, plot_file: Path | None) -> None:
         check_plot_file(plot_file)
 
 
-def _measured(
-    shape: Shape,
-    plan: Any,
-    sockets: int,
-    mongodb_url: str | None,
-    redis_url: str | None,
-    against: Sequence[Peer],
-    settings: Mapping[str, str],
-) -> "Report":
-    from gateway.bench.loop import run
+def _measured(shape: Shape, run: RunOptions, sockets: int, settings: Mapping[str, str]) -> "Report":
+    from gateway.bench import loop
     from gateway.bench.peers.server import running_peers
     from gateway.bench.show import progress_bar
     from gateway.bench.stage import Stage
@@ -96,8 +83,10 @@ def _measured(
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress_bar())
         starting = progress.add_task("starting", total=3)
-        names = [peer.value for peer in dict.fromkeys(against)]
-        servers = stack.enter_context(start_embedded(mongodb_url=mongodb_url, redis_url=redis_url))
+        names = [peer.value for peer in dict.fromkeys(run.against)]
+        servers = stack.enter_context(
+            start_embedded(mongodb_url=run.mongodb_url, redis_url=run.redis_url)
+        )
         progress.advance(starting)
         redis_pid = None if servers.redis is None else servers.redis.process.pid
         peers = stack.enter_context(running_peers(names, servers.redis_url, redis_pid))
@@ -112,7 +101,7 @@ def _measured(
             # Somebody else's MongoDB is left as it was, once the gateway has ended.
             afterwards.callback(drop_database, servers.mongodb_url, database)
         progress.advance(starting)
-        return run(shape(target, Stage(plan, progress, peers)))
+        return loop.run(shape(target, Stage(run.plan, progress, peers)))
 
 
 def _first(error: BaseException) -> BaseException:

@@ -13,16 +13,20 @@ put the two that are compared a minute apart.
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
 
 from gateway.bench.results import Comparison, Row, measures_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from gateway.bench.results import Figures
+    from gateway.bench.results import Figures, Report
     from gateway.bench.stage import Stage
+    from gateway.bench.target import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,41 @@ class Outcome:
 def order(loads: Sequence[Load], repeat: int) -> Sequence[Load]:
     """The servers in the order of that repeat; the first load, Duet, comes last in even ones."""
     return loads[::-1] if repeat % 2 == 0 else loads
+
+
+async def run_paired(
+    shape: str,
+    target: Target,
+    stage: Stage,
+    options: msgspec.Struct,
+    rows: Sequence[str],
+    load_of: Callable[[Target, AsyncExitStack], Awaitable[Load]],
+) -> Report:
+    """Loads the target and the stage's peers, and measures them in turn.
+
+    Args:
+        shape: Its name.
+        target: Duet.
+        stage: Of this run.
+        options: The load, for the report.
+        rows: Names of what is measured.
+        load_of: Connects the sockets of a server; they leave with the stack.
+
+    Raises:
+        BenchError: It can't be measured; a loss is no error, it is in the report.
+    """
+    async with AsyncExitStack() as stack:
+        loads = [await load_of(each, stack) for each in (target, *stage.peers)]
+        outcome = await measure_in_turn(loads, rows, stage)
+    return paired_report(shape, target, stage, options, outcome)
+
+
+def paired_report(
+    shape: str, target: Target, stage: Stage, options: msgspec.Struct, outcome: Outcome
+) -> Report:
+    """The report of a run whose servers were measured in turn, with their comparisons."""
+    report = stage.report(shape, target.name, options, outcome.rows, outcome.delivery_ratio)
+    return msgspec.structs.replace(report, comparisons=comparisons(outcome.rows))
 
 
 async def measure_in_turn(loads: Sequence[Load], rows: Sequence[str], stage: Stage) -> Outcome:

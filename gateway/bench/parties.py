@@ -251,7 +251,7 @@ async def parties_of(target: GatewayTarget) -> AsyncIterator[Parties]:
 
 async def each(
     works: Iterable[Callable[[], Awaitable[T]]],
-    advance: Callable[[], None],
+    advance: Callable[[float], None],
     at_once: int = _SETTING_UP_AT_ONCE,
 ) -> list[T]:
     """Does all works, a bounded number at a time, and returns what each gave, in order of ending.
@@ -266,7 +266,7 @@ async def each(
         # One iterator shared by all: whoever is free takes the next.
         for one in remaining:
             results.append(await one())
-            advance()
+            advance(1)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(at_once):

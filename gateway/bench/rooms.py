@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -23,7 +22,7 @@ import msgspec
 from gateway.bench.crowd import Crowd, crowd_of
 from gateway.bench.errors import BenchError
 from gateway.bench.orders import Room
-from gateway.bench.paired import Found, comparisons, measure_in_turn
+from gateway.bench.paired import Found, run_paired
 from gateway.bench.publishing import EVENT, STAMP, Event, Publishers
 from gateway.bench.results import percentile
 from gateway.bench.target import GatewayTarget
@@ -31,6 +30,7 @@ from gateway.bench.watch import Watch, at_rest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AsyncExitStack
 
     from gateway.bench.results import Figures, Report
     from gateway.bench.stage import Stage
@@ -113,13 +113,13 @@ async def run(target: Target, stage: Stage, options: RoomsOptions) -> Report:
     Raises:
         BenchError: It can't be measured; a loss is no error, it is in the report.
     """
-    async with AsyncExitStack() as stack:
-        loads = [Rooms(each, stage, options) for each in (target, *stage.peers)]
-        for load in loads:
-            await load.open(stack)
-        outcome = await measure_in_turn(loads, options.rows, stage)
-    report = stage.report("rooms", target.name, options, outcome.rows, outcome.delivery_ratio)
-    return msgspec.structs.replace(report, comparisons=comparisons(outcome.rows))
+
+    async def load_of(server: Target, stack: AsyncExitStack) -> Rooms:
+        load = Rooms(server, stage, options)
+        await load.open(stack)
+        return load
+
+    return await run_paired("rooms", target, stage, options, options.rows, load_of)
 
 
 class Rooms:
@@ -147,7 +147,7 @@ class Rooms:
         options = self._options
         await self._publishers.open(stack, options.in_flight)
         total = (options.sockets + 1) * options.channels
-        bar = self._stage.progress.add_task("connecting", total=total)
+        advance = self._stage.bar("connecting", total)
         for sockets in (options.sockets, 1, 0):
             channels = [_channel(sockets, number) for number in range(options.channels)]
             crowd = None
@@ -157,7 +157,7 @@ class Rooms:
                 await crowd.join_rooms(
                     self._target,
                     [Room(channel, frame(channel), sockets) for channel in channels],
-                    partial(self._stage.progress.advance, bar),
+                    advance,
                 )
             self._audiences.append(Audience(sockets, channels, crowd, self._requests(channels)))
         await at_rest(self._target)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +16,7 @@ from gateway.bench.usage import machine
 from persistence.clock import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from rich.progress import Progress
 
@@ -80,6 +82,10 @@ def _machine_ticks() -> tuple[int, int]:
     return ticks[3], sum(ticks)
 
 
+def no_bar(_count: float) -> None:
+    """Takes the place of a bar where none is shown."""
+
+
 class Stage:
     """One run of one shape.
 
@@ -96,6 +102,19 @@ class Stage:
         self.progress = progress
         self.doubts = Doubts()
         self._started_at = Clock().now()
+
+    def bar(self, description: str, total: int) -> Callable[[float], None]:
+        """Shows one more bar; what is returned moves it on."""
+        return partial(self.progress.advance, self.progress.add_task(description, total=total))
+
+    @contextmanager
+    def passing_bar(self, description: str, total: int) -> Iterator[Callable[[float], None]]:
+        """As `bar`, but it goes with the block: for what is done again in each repeat."""
+        bar = self.progress.add_task(description, total=total)
+        try:
+            yield partial(self.progress.advance, bar)
+        finally:
+            self.progress.remove_task(bar)
 
     def report(
         self,

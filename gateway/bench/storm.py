@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import AsyncExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -19,13 +17,15 @@ import msgspec
 from gateway.bench.connect import OWN_CHANNELS, rooms_of
 from gateway.bench.crowd import Entry, crowd_of
 from gateway.bench.errors import BenchError
-from gateway.bench.paired import Found, comparisons, measure_in_turn
+from gateway.bench.paired import Found, run_paired
+from gateway.bench.stage import no_bar
 from gateway.bench.target import GatewayTarget
 from gateway.bench.watch import Watch, at_rest
 from gateway.bench.witnesses import Witnesses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AsyncExitStack
 
     from gateway.bench.crowd import Crowd
     from gateway.bench.orders import Within
@@ -73,17 +73,15 @@ async def run(target: Target, stage: Stage, options: StormOptions) -> Report:
     Raises:
         BenchError: It can't be measured.
     """
-    async with AsyncExitStack() as stack:
-        loads = []
-        for each in (target, *stage.peers):
-            crowd = await stack.enter_async_context(crowd_of(options.processes))
-            witnesses = await stack.enter_async_context(crowd_of(1))
-            load = Storm(each, crowd, witnesses, stack, stage, options)
-            await load.open()
-            loads.append(load)
-        outcome = await measure_in_turn(loads, options.rows, stage)
-    report = stage.report("storm", target.name, options, outcome.rows, outcome.delivery_ratio)
-    return msgspec.structs.replace(report, comparisons=comparisons(outcome.rows))
+
+    async def load_of(server: Target, stack: AsyncExitStack) -> Storm:
+        crowd = await stack.enter_async_context(crowd_of(options.processes))
+        witnesses = await stack.enter_async_context(crowd_of(1))
+        load = Storm(server, crowd, witnesses, stack, stage, options)
+        await load.open()
+        return load
+
+    return await run_paired("storm", target, stage, options, options.rows, load_of)
 
 
 class Storm:
@@ -117,9 +115,8 @@ class Storm:
         Raises:
             BenchError: The target refuses one or doesn't answer in time.
         """
-        await self._witnesses.open(self._stack, _ignore)
-        bar = self._stage.progress.add_task("connecting", total=self._options.sockets)
-        advance = partial(self._stage.progress.advance, bar)
+        await self._witnesses.open(self._stack, no_bar)
+        advance = self._stage.bar("connecting", self._options.sockets)
         await self._crowd.join_rooms(self._target, self._rooms, advance, Entry(secret=self._secret))
         await at_rest(self._target)
 
@@ -162,14 +159,14 @@ class Storm:
             await asyncio.to_thread(target.start)
             down_s = time.monotonic() - cut_s
             watch = Watch(target)
-            await self._witnesses.open(self._stack, _ignore)
+            await self._witnesses.open(self._stack, no_bar)
             told = await self._witnesses.during(returning)
         return self._found(told, watch.cost(), returning.result(), cut_s, down_s)
 
     async def _come_back(self) -> list[Within]:
         options = self._options
         entry = Entry(options.sockets, options.deadline_s, options.retry_s, self._secret)
-        return await self._crowd.join_rooms(self._target, self._rooms, _ignore, entry)
+        return await self._crowd.join_rooms(self._target, self._rooms, no_bar, entry)
 
     def _found(
         self,
@@ -215,7 +212,3 @@ def storm_figures(
         ("failed attempts", sum(each.failures for each in joined), 0),
         ("server CPU µs/connect", cost.server_cpu_s / sockets * 1e6, 1),
     ]
-
-
-def _ignore(_count: int) -> None:
-    pass

@@ -65,7 +65,7 @@ class Witnesses:
         self._event = Event(target, _CHANNEL, _EVENT_BYTES)
         self._publishers = Publishers(target)
 
-    async def open(self, stack: AsyncExitStack, advance: Callable[[int], None]) -> None:
+    async def open(self, stack: AsyncExitStack, advance: Callable[[float], None]) -> None:
         """Connects them, also anew after `leave`; the stack closes what publishes.
 
         Raises:
