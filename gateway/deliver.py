@@ -13,6 +13,7 @@ import structlog
 
 from gateway.broker import BrokerUnavailable, Publication
 from gateway.frames import push_body
+from gateway.tasks import for_ever
 from persistence.abandoned import AbandonedTransactions
 from persistence.errors import StoreError
 from persistence.faults import Step, reached
@@ -110,10 +111,13 @@ class Deliverer:
             _log.warning("not_taken_over", why=str(error))
         else:
             _log.info("taken_over", goals=taken)
-        self._publisher.spawn(self._run_outboxes(), "outboxes")
-        self._publisher.spawn(self._run_deadlines(), "deadlines")
-        self._publisher.spawn(self._follow_time(), "database time")
-        self._publisher.spawn(self._free_abandoned(), "abandoned transactions")
+        for loop, name in (
+            (self._run_outboxes, "outboxes"),
+            (self._run_deadlines, "deadlines"),
+            (self._follow_time, "database time"),
+            (self._free_abandoned, "abandoned transactions"),
+        ):
+            self._publisher.spawn(for_ever(loop, name), name)
 
     async def after_commit(self, done: Done) -> None:
         """Drops the cached passes before anyone hears of the commit, then delivers in a task.

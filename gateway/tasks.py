@@ -7,15 +7,28 @@ once, and is cancelled and awaited when its owner stops.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
+
+# Before a loop is begun again that has failed.
+_PAUSE_S: Final = 1.0
+
+
+async def for_ever(loop: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+    """Runs a loop that must not end: what nobody foresaw is logged, and it begins anew."""
+    while True:
+        try:
+            await loop()
+        except Exception:
+            log.exception("loop_failed", loop=name)
+        await asyncio.sleep(_PAUSE_S)
 
 
 class Tasks:

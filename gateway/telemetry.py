@@ -15,6 +15,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from persistence.damage import damage
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -102,6 +104,11 @@ class Telemetry:
             "How late a due goal got its timer command.",
             _LATENESS_BUCKETS_S,
         )
+        self.damaged: Gauge = self._gauge(
+            "damaged_documents",
+            "Documents of MongoDB that this process could not read within the last minute.",
+        )
+        self.damaged.set_function(lambda: damage.count)
         self.goals_ended: Counter = self._counter(
             "goals_ended_total", "Goals that stopped being active, by reason.", "reason"
         )

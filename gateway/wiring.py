@@ -18,6 +18,7 @@ from gateway.parts import Parts
 from gateway.publisher import NodePublisher
 from gateway.redis_parts import redis_parts
 from gateway.settings import SettingsError
+from gateway.tasks import for_ever
 from gateway.telemetry import Telemetry
 from gateway.token_keys import authorizer_of
 from gateway.webhook_sender import WebhookSender
@@ -137,7 +138,9 @@ async def open_parts(
     publisher.spawn(
         warn_of_waiting_calls(store)
         if escrow is None
-        else _escrow_worker(settings, store, goals, escrow, telemetry).run(),
+        else for_ever(
+            _escrow_worker(settings, store, goals, escrow, telemetry).run, "escrow calls"
+        ),
         "escrow calls",
     )
     publisher.started()

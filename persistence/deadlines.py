@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
 from pymongo import ReturnDocument
 
 from persistence.claims import skipping_locked
+from persistence.damage import damage
+from persistence.errors import StoreDamaged
 from persistence.intents import Intent
 from statemachine.goal import CommandName, Role
 
@@ -69,10 +72,15 @@ class Deadlines:
                         projection={"due_at": True, "due_command": True},
                         return_document=ReturnDocument.BEFORE,
                     )
-                    if goal is not None:
-                        late_s = (now - goal["due_at"]).total_seconds()
-                        command = CommandName(goal["due_command"])
-                        claimed.append(DueGoal(goal["_id"], command, late_s))
+                    if goal is None:
+                        continue
+                    late_s = (now - goal["due_at"]).total_seconds()
+                    try:
+                        command = CommandName(goal.get("due_command", ""))
+                    except ValueError as error:
+                        damage.met("goals", goal["_id"], error)
+                        continue
+                    claimed.append(DueGoal(goal["_id"], command, late_s))
         return claimed
 
     async def fire(self, due: DueGoal) -> Answer:
@@ -80,7 +88,13 @@ class Deadlines:
 
         `check_trigger_exclusive_goal_refundable` of the requirements is the refund command here:
         the table allows it only while no ExclusiveGoal exists.
+
+        Raises:
+            StoreDamaged: the goal can't be read; it is found again when the claim's lease is over.
         """
-        return await self._goals.execute(
-            Intent(due.command, Role.TIMER, user_id=None, goal_id=str(due.goal_id))
-        )
+        intent = Intent(due.command, Role.TIMER, user_id=None, goal_id=str(due.goal_id))
+        try:
+            return await self._goals.execute(intent)
+        except ValidationError as error:
+            damage.met("goals", due.goal_id, error)
+            raise StoreDamaged("the goal can't be read") from error

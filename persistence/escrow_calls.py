@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from pymongo import ReturnDocument
 
 from persistence.claims import skipping_locked
+from persistence.damage import readable
 from persistence.documents import EscrowCall
 from persistence.escrow_port import NO_INVITATION, CallStatus, EscrowAnswer, Verdict, backoff_s
 from persistence.intents import Intent
@@ -82,7 +83,7 @@ class EscrowCalls:
                         return_document=ReturnDocument.AFTER,
                     )
                     if claim is not None:
-                        claimed.append(EscrowCall.model_validate(claim))
+                        claimed += readable(EscrowCall, "escrow_calls", [claim])
         return claimed
 
     async def say(self, call: EscrowCall) -> EscrowAnswer:
@@ -191,7 +192,7 @@ class EscrowBook:
                 .limit(limit)
                 .to_list()
             )
-        return [EscrowCall.model_validate(row) for row in rows]
+        return readable(EscrowCall, "escrow_calls", rows)
 
     async def call(self, key: str) -> EscrowCall | None:
         """One call by its key."""

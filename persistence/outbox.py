@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pydantic import ValidationError
 from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
 from persistence.claims import skipping_locked
+from persistence.damage import damage
 from persistence.documents import OutboxEntry
 from persistence.escrow_port import SERVICE
 from persistence.faults import Step, reached
@@ -117,8 +119,12 @@ class Outbox:
                         projection={"outbox": True},
                         return_document=ReturnDocument.AFTER,
                     )
-                    if claimed is not None:
+                    if claimed is None:
+                        continue
+                    try:
                         deliveries.append(_delivery(claimed))
+                    except ValidationError as error:
+                        damage.met("goals", row["_id"], error)
         return deliveries
 
     async def take_over(self) -> int:
