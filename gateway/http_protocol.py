@@ -84,7 +84,7 @@ class HttpProtocol(HttpToolsProtocol):
     _idle_since: float = 0.0
     # When the call that comes began, None between two.
     _coming_since: float | None = None
-    # What has been read of its head, -1 once it is complete.
+    # What has been read of its head or its trailers, -1 while neither comes.
     _head_bytes: int = 0
     # What waited for the peer to read at the last deadline, None if nothing had to.
     _unsent_bytes: int | None = None
@@ -95,6 +95,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Takes a connection over."""
         super().connection_made(transport)
         self._node: Node = self.app_state["node"]
+        self._plain_bytes_below = min(HIGH_WATER_LIMIT, self._node.settings.max_body_bytes + 1)
         now = self._coming_since = self.loop.time()
         self._node.wheel.put(self, now + self._node.settings.handshake_timeout_s)
 
@@ -106,15 +107,32 @@ class HttpProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            if self._should_upgrade():
-                self._hand_over(data[upgrade.args[0] :])
-            else:
-                self._unsupported_upgrade_warning()
+            self._on_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
         else:
             if self._head_bytes > _HEAD_BYTES_MAX:
                 self.send_400_response("The request's head is too long.")
+
+    def _on_upgrade(self, rest: bytes) -> None:
+        """Goes on behind the head of a call that asks for another protocol."""
+        if self._should_upgrade():
+            self._hand_over(rest)
+        elif self.parser.get_method() == b"CONNECT":
+            self.send_400_response("This server is no proxy.")
+        else:
+            # Java's client asks for HTTP/2 this way, which a server may overlook. The parser does
+            # not: it takes the call to end here, and its body to be the next call.
+            self.data_received(self._without_upgrade() + rest)
+
+    def _without_upgrade(self) -> bytes:
+        """The head of the call as it would be if it asked for no other protocol."""
+        parser = self.parser
+        lines = [
+            b"%b %b HTTP/%b" % (parser.get_method(), self.url, parser.get_http_version().encode()),
+            *(b"%b: %b" % field for field in self.headers if field[0] != b"upgrade"),
+        ]
+        return b"\r\n".join([*lines, b"", b""])
 
     def _hand_over(self, rest: bytes) -> None:
         """Makes a WebSocket of the connection, if no answer is still to be written to it."""
@@ -178,8 +196,12 @@ class HttpProtocol(HttpToolsProtocol):
             raise TooManyWaitingError
         if self._begins_plain_call():
             self._plain_body = b""
-        else:
+        elif not self._asks_for_another_protocol():
             super().on_headers_complete()
+
+    def _asks_for_another_protocol(self) -> bool:
+        """Whether `_on_upgrade` is about to begin the call anew, or to refuse it."""
+        return self.parser.should_upgrade() and not self._should_upgrade()
 
     def _begins_plain_call(self) -> bool:
         parser = self.parser
@@ -198,15 +220,24 @@ class HttpProtocol(HttpToolsProtocol):
                 length = value
         return (
             length is not None
-            and int(length) < HIGH_WATER_LIMIT
+            and int(length) < self._plain_bytes_below
             and not self.flow.write_paused
             and parser.get_http_version() == "1.1"
             and parser.should_keep_alive()
         )
 
+    def on_chunk_header(self) -> None:
+        """Begins a chunk of a body, or the trailers behind the last one.
+
+        These are dropped, and bounded: the parser would add them to the call's header fields.
+        """
+        self._head_bytes = 0
+        self.headers = []
+
     def on_body(self, body: bytes) -> None:
         """Takes a piece of a call's body."""
         if self._plain_body is None:
+            self._head_bytes = -1
             super().on_body(body)
         else:
             # Nearly every body comes in one piece, which is then handed on uncopied.
@@ -223,7 +254,8 @@ class HttpProtocol(HttpToolsProtocol):
             # Not so plain: the ordinary way, from the start.
             super().on_headers_complete()
             super().on_body(body)
-        super().on_message_complete()
+        if not self._asks_for_another_protocol():
+            super().on_message_complete()
 
     def _publish(self, body: bytes) -> bool:
         """Hands a plain call's publications to the broker; false when it is not one."""

@@ -259,6 +259,69 @@ async def test_what_is_not_plain_goes_the_ordinary_way(
     assert len(ordinary_calls) == 1
 
 
+ELSEWHERE = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_who_asks_for_a_protocol_that_we_do_not_speak_is_answered_in_this_one(
+    caller: Caller, listener: Member, channel: str, chunked: bool
+) -> None:
+    await listener.subscribe(channel)
+
+    asking = [caller.call(channel, str(n), head=ELSEWHERE, chunked=chunked) for n in range(3)]
+    caller.writer.write(b"".join(asking) + caller.call(channel, "3"))
+
+    assert [(await caller.answer())[0] for _ in range(4)] == [200] * 4
+    assert [(await listener.next())["data"] for _ in range(4)] == ["0", "1", "2", "3"]
+
+
+async def test_the_body_of_a_call_is_never_taken_for_another_call(caller: Caller) -> None:
+    smuggled = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    call = caller.call("", body=smuggled, head=ELSEWHERE)
+    head, _, body = call.partition(b"\r\n\r\n")
+    caller.writer.write(head + b"\r\n\r\n")
+    await caller.writer.drain()
+    caller.writer.write(body + caller.call("", body=b"no event"))
+
+    assert [(await caller.answer())[0] for _ in range(2)] == [400, 400]
+
+
+async def test_this_is_no_proxy(caller: Caller) -> None:
+    caller.writer.write(b"CONNECT elsewhere:80 HTTP/1.1\r\nHost: elsewhere:80\r\n\r\n")
+
+    assert (await caller.answer())[::2] == (400, b"This server is no proxy.")
+    assert await caller.ended()
+
+
+async def test_who_goes_on_asking_for_another_protocol_is_cut_off(caller: Caller) -> None:
+    caller.writer.write(caller.call("c", head=ELSEWHERE) * 3_000)
+
+    async with asyncio.timeout(PATIENCE_S):
+        with contextlib.suppress(ConnectionError):
+            assert b"400 Bad Request" in await caller.reader.read()
+
+
+async def test_a_trailer_is_no_header(caller: Caller, channel: str) -> None:
+    call = caller.call(channel, chunked=True).removesuffix(b"\r\n")
+    # As a header it would be refused: it is too long.
+    caller.writer.write(call + b"Idempotency-Key: " + b"k" * 200 + b"\r\n\r\n")
+
+    assert (await caller.answer())[::2] == (200, b"{}")
+
+
+async def test_trailers_without_end_are_cut_off(caller: Caller, channel: str) -> None:
+    caller.writer.write(caller.call(channel, chunked=True).removesuffix(b"\r\n"))
+
+    async with asyncio.timeout(PATIENCE_S):
+        with contextlib.suppress(ConnectionError):
+            while not caller.reader.at_eof():
+                caller.writer.write(b"X-Trailer: 1\r\n" * 100)
+                await caller.writer.drain()
+                # The loop's turn in which an end is heard.
+                await asyncio.sleep(0)
+
+
 async def test_a_forged_call_is_refused_and_publishes_nothing(
     caller: Caller, listener: Member, channel: str
 ) -> None:
@@ -329,6 +392,20 @@ async def test_a_publication_that_redis_never_answers_is_refused_in_time_and_cou
     assert 'duet_api_calls_total{status="200"} 1.0' in metrics
     assert 'duet_api_calls_total{status="503"} 3.0' in metrics
     assert "duet_publications_sent_total 1.0" in metrics
+
+
+async def test_the_bound_of_a_body_is_the_same_on_both_ways(settings: Settings, apps: Apps) -> None:
+    changed = {"max_body_bytes": 1_024, "drain_s": 0}
+    async with (
+        running_gateway(settings.model_copy(update=changed), apps) as gateway,
+        Caller(gateway) as caller,
+    ):
+        caller.writer.write(
+            caller.call("c", body=b'{"name":"e","channel":"c","data":""}'.ljust(1_024))
+        )
+        assert (await caller.answer())[0] == 200
+        caller.writer.write(caller.call("c", "x" * 1_024))
+        assert (await caller.answer())[0] == 413
 
 
 async def test_a_stopping_gateway_answers_what_is_under_way_and_closes(
