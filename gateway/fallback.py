@@ -24,11 +24,12 @@ import msgspec
 
 from gateway import fallback_lines as lines
 from gateway import frames
-from gateway.admission import Admission, admit, is_secure
+from gateway.admission import Admission
 from gateway.broker import BrokerUnavailable
 from gateway.errors import DISCONNECTS, CloseCode
 from gateway.fallback_session import FallbackSession, Stream
-from gateway.opening import Refusal, app_now, prove
+from gateway.handshake import Opening
+from gateway.opening import Refusal, admitted, app_now, prove
 from gateway.problem import BodyTooLargeError, DisconnectedError, header, read_body
 from gateway.rates import Rate
 
@@ -144,19 +145,15 @@ class Fallback:
     async def _open(self, scope: Scope, node: Node, name: _Name) -> FallbackSession | Refusal:
         """The session that this request begins, or why there is none."""
         query = scope["query_string"].decode("latin-1")
-        admission = admit(
+        opening = Opening(
             f"{self._prefix}/app/{name.key}?{query}",
             header(scope, b"origin"),
             header(scope, b"authorization"),
-            node.apps,
-            path_prefix=self._prefix,
-            strict=node.settings.strict_protocol,
-            secure=is_secure(scope["scheme"] == "https", header(scope, b"x-forwarded-proto")),
+            header(scope, b"x-forwarded-proto") or "",
         )
+        admission = admitted(node, opening, encrypted=scope["scheme"] == "https")
         if not isinstance(admission, Admission):
             return Refusal(admission)
-        if node.draining:
-            return Refusal(CloseCode.OVER_CAPACITY)
         identity: Identity | None = None
         if admission.token is not None:
             proved = await _prove_in_time(node, admission.token)

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Final
 
 from gateway import fallback_lines as lines
 from gateway import frames
-from gateway.errors import DISCONNECTS, CloseCode
+from gateway.errors import CloseCode
+from gateway.outbound import drop
 from gateway.performing import perform
 
 if TYPE_CHECKING:
@@ -74,10 +75,6 @@ class Stream:
     def full(self) -> bool:
         """Whether the client is about to open the next one."""
         return self.long and self.units > STREAM_UNITS
-
-
-def _drop(_data: bytes) -> None:
-    """Takes the place of `write` on a session that is ending."""
 
 
 class FallbackSession:
@@ -286,11 +283,8 @@ class FallbackSession:
         """Ends the connection with `pusher:error` and a close line; nothing on a second call."""
         if not self.is_open:
             return
-        known = DISCONNECTS.get(code)  # type: ignore[call-overload]
-        text = message or (known.reason if known else "")
-        error = frames.error_body(text, int(code) if code >= 4000 else None)
-        last_words = lines.messages_line(frames.frame(error)) + lines.close_line(code, text)
-        if not self._queue(last_words):
+        reason, error = frames.farewell(code, message)
+        if not self._queue(lines.messages_line(error) + lines.close_line(code, reason)):
             return
         self._phase = Phase.CLOSING
         self.node.telemetry.disconnects.labels(str(int(code))).inc()
@@ -315,7 +309,7 @@ class FallbackSession:
 
     def _part(self) -> None:
         """Takes part in nothing any more."""
-        self.write = _drop
+        self.write = drop
         self.node.detach(self)
         self._resumed.set()
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from gateway.errors import DISCONNECTS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -35,6 +37,11 @@ def frame(body: bytes) -> bytes:
 def close_frame(payload: bytes) -> bytes:
     """The close frame that carries `payload`: nothing, or a code and up to 123 bytes of reason."""
     return bytes((_CLOSE, len(payload))) + payload
+
+
+def close_payload(code: int, reason: str) -> bytes:
+    """What a close frame carries; a longer reason is cut, but no character of it."""
+    return code.to_bytes(2) + reason.encode()[:120].decode(errors="ignore").encode()
 
 
 def json_bytes(value: object) -> bytes:
@@ -89,6 +96,18 @@ def error_body(message: str, code: int | None = None) -> bytes:
     """The body of `pusher:error`; its data is an object, and `code` null unless 4000 to 4399."""
     data: dict[str, Any] = {"code": code, "message": message}
     return encode_event("pusher:error", None, _encode(data))
+
+
+def farewell(code: int, message: str | None = None) -> tuple[str, bytes]:
+    """Why a connection ends, and the `pusher:error` frame that says so before its close.
+
+    Args:
+        code: Of `CloseCode`, or of RFC 6455.
+        message: For a person; the table's sentence when there is none.
+    """
+    known = DISCONNECTS.get(code)  # type: ignore[call-overload]
+    reason = message or (known.reason if known else "")
+    return reason, frame(error_body(reason, int(code) if code >= 4000 else None))
 
 
 def subscription_error_body(channel: str, kind: str, message: str, status: int) -> bytes:

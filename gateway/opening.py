@@ -1,16 +1,18 @@
-"""Opening a connection: whose token it carries, and what its app is by then."""
+"""Opening a connection: whether it may be, whose token it carries, what its app is by then."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gateway.admission import Admission, admit, is_secure
 from gateway.auth import AuthError
 from gateway.errors import CloseCode, ErrorCode
 
 if TYPE_CHECKING:
     from gateway.apps import App, Apps
     from gateway.auth import Identity
+    from gateway.handshake import Opening
     from gateway.node import Node
 
 
@@ -20,6 +22,29 @@ class Refusal:
 
     code: CloseCode
     message: str | None = None
+
+
+def admitted(node: Node, opening: Opening, *, encrypted: bool) -> Admission | CloseCode:
+    """Judges a request to connect, by its apps' rules and by what the node does.
+
+    Args:
+        node: Where it came.
+        opening: What it says.
+        encrypted: The socket it came by is; see `is_secure`.
+    """
+    settings = node.settings
+    admission = admit(
+        opening.target,
+        opening.origin,
+        opening.authorization,
+        node.apps,
+        path_prefix=settings.path_prefix,
+        strict=settings.strict_protocol,
+        secure=is_secure(encrypted, opening.forwarded_proto),
+    )
+    if node.draining and isinstance(admission, Admission):
+        return CloseCode.OVER_CAPACITY
+    return admission
 
 
 async def prove(node: Node, token: str) -> Identity | Refusal:

@@ -2,14 +2,14 @@
 
 A plain upgrade comes from `gateway.arrival`, any other from uvicorn's HTTP side, which feeds the
 request to a new `GatewayProtocol`; from there on nothing of uvicorn or ASGI is in between. The
-frames that clients send nearly always are read by `gateway.inbound`; at the first other one, and
-for unusual requests, websockets' sans-I/O `ServerProtocol` takes over. Messages are
-`gateway.protocol`; this class owns the bytes: bounds, deadlines, abort.
+frames that clients send nearly always are read by `gateway.inbound`; from the first other one on,
+and for unusual requests, `gateway.library_wire` reads. What is written goes by `gateway.outbound`,
+messages are `gateway.protocol`; this class owns the connection's life: opening, deadlines, close.
 
 What a client gets for a broken frame: `pusher:error` and the RFC's close code, 1002 (protocol),
 1007 (not UTF-8) or 1009 (message over `max_message_bytes`); pusher-js then reconnects. A binary
 frame is answered by `pusher:error` and ignored: closing would only make the same client send it
-again after reconnecting. Permessage-deflate is refused, because ready frames are uncompressed.
+again after reconnecting.
 
 Source: docs/architecture.md, docs/decisions.md (measured), RFC 6455,
 docs/pusher-compatibility.md 1.1, 1.4, 1.9.
@@ -17,41 +17,31 @@ docs/pusher-compatibility.md 1.1, 1.4, 1.9.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import math
 from enum import IntEnum
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from websockets.frames import Frame, Opcode
-from websockets.http11 import Request
 from websockets.protocol import State
-from websockets.server import ServerProtocol
 
 from gateway import frames, inbound
-from gateway.admission import Admission, admit, is_secure
-from gateway.errors import DISCONNECTS, CloseCode
-from gateway.handshake import Opening, first_subprotocol
-from gateway.opening import Refusal, app_now, prove
+from gateway.admission import Admission
+from gateway.errors import CloseCode
+from gateway.library_wire import BINARY, CLOSE, LibraryWire
+from gateway.opening import Refusal, admitted, app_now, prove
+from gateway.outbound import Outbound
 from gateway.performing import perform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import asyncio
 
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
     from gateway.apps import App
     from gateway.auth import Identity
-    from gateway.handshake import Upgrade
+    from gateway.handshake import Opening, Upgrade
     from gateway.node import Node
     from gateway.protocol import PusherProtocol
-
-# Its own logger, so that websockets' line per connection can be switched off; and one for all
-# connections, because ServerProtocol asks it for its level when it is built.
-_wire_log = logging.getLogger("duet.wire")
-_wire_log.setLevel(logging.WARNING)
 
 # How long a peer may take to close after the close frame; then its socket is aborted.
 CLOSE_GRACE_S: Final = 3.0
@@ -77,42 +67,29 @@ class Phase(IntEnum):
     CLOSED = 5
 
 
-def _drop(_data: bytes) -> None:
-    """Takes the place of `transport.write` on a connection that is ending."""
-
-
-class GatewayProtocol(asyncio.Protocol):
+class GatewayProtocol(Outbound):
     """One accepted socket.
 
     Attributes:
-        node: Where the connection lives.
         pusher: The protocol's state; set when the connection is established.
-        write: `transport.write` itself while the socket keeps up.
-        fd: See `gateway.hub.Connection`; fan-out writes there.
         bucket: The wheel's.
     """
 
     __slots__ = (
         "_authorize_by",
-        "_fragments",
         "_last_seen",
         "_open_connections",
         "_phase",
         "_pinged_at",
         "_read",
         "_reading",
-        "_transport",
         "_unread",
         "_wire",
         "bucket",
-        "fd",
-        "node",
         "pusher",
-        "write",
     )
 
     pusher: PusherProtocol
-    write: Callable[[bytes], None]
 
     def __init__(
         self,
@@ -123,21 +100,18 @@ class GatewayProtocol(asyncio.Protocol):
     ) -> None:
         del config
         node: Node = app_state["node"]
-        self.node = node
+        super().__init__(node)
         self._open_connections: set[Any] = server_state.connections
         self._phase = Phase.CONNECTING
-        # websockets' parser, once something unusual has come.
-        self._wire: ServerProtocol | None = None
+        # Reads from when something unusual has come.
+        self._wire: LibraryWire | None = None
         # The beginning of a frame whose rest is still to come.
         self._read = b""
         self._unread = b""
-        self._fragments: list[bytes | bytearray] | None = None
         self._last_seen = 0.0
         self._pinged_at = 0.0
         self._authorize_by = math.inf
         self._reading = True
-        self.write = _drop
-        self.fd = -1
         self.bucket = -1
 
     @property
@@ -179,28 +153,14 @@ class GatewayProtocol(asyncio.Protocol):
             self.resume_reading()
 
     def _take(self, data: bytes) -> None:
-        if self._wire is not None:
-            self._feed(self._wire, data)
-        elif self._phase is Phase.CONNECTING:
-            self._wire = _new_wire(self.node, State.CONNECTING)
+        if self._phase is Phase.CONNECTING:
+            self._answer(data)
+        elif self._wire is not None:
             self._feed(self._wire, data)
         elif self._phase is Phase.PROVING:
             self._read += data
         else:
             self._cut(self._read + data if self._read else data)
-
-    def pause_writing(self) -> None:
-        """The peer reads more slowly than we write: from here on every write is measured."""
-        if self._phase < Phase.CLOSING:
-            self.write = self._write_bounded
-            self._reroute(-1)
-            self._check_buffer()
-
-    def resume_writing(self) -> None:
-        """The peer has caught up."""
-        if self._phase < Phase.CLOSING:
-            self.write = self._transport.write
-            self._reroute(descriptor(self._transport))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Lets go of everything that knows this socket."""
@@ -225,55 +185,29 @@ class GatewayProtocol(asyncio.Protocol):
         if rest:
             self.data_received(rest)
 
-    def _on_request(self, wire: ServerProtocol, request: Request) -> None:
-        """Answers an unusual upgrade, or refuses what is none."""
-        response = wire.accept(request)
-        headers = request.headers
-        versions = headers.get_all("Sec-WebSocket-Version")
-        if response.status_code == HTTPStatus.BAD_REQUEST and versions not in ([], ["13"]):
-            # So that the client can choose another one (RFC 6455 section 4.4).
-            response = wire.reject(HTTPStatus.UPGRADE_REQUIRED, "The WebSocket version is 13.\n")
-            response.headers["Upgrade"] = "websocket"
-            response.headers["Sec-WebSocket-Version"] = "13"
-        if response.status_code == 101:
-            offered = headers.get_all("Sec-WebSocket-Protocol")
-            if offered:
-                response.headers["Sec-WebSocket-Protocol"] = first_subprotocol(offered[0])
-        wire.send_response(response)
-        if response.status_code != 101:
-            return
-        # It keeps the request's headers for as long as it lives.
-        self._wire = None
-        self._begin_writing()
-        opening = Opening(
-            request.path,
-            next(iter(headers.get_all("Origin")), None),
-            next(iter(headers.get_all("Authorization")), None),
-            ",".join(headers.get_all("X-Forwarded-Proto")),
-        )
-        self._open(opening, b"".join(wire.data_to_send()))
+    def _answer(self, data: bytes) -> None:
+        """Answers an unusual upgrade once it is whole, or refuses what is none."""
+        wire = self._wire
+        if wire is None:
+            wire = self._wire = self._new_wire(State.CONNECTING)
+        answered = wire.opening(data)
+        if wire.broken:
+            self._on_broken_wire(wire)
+        elif answered is not None:
+            # It keeps the request's headers for as long as it lives.
+            self._wire = None
+            self._begin_writing()
+            self._open(*answered)
 
     def _open(self, opening: Opening, response: bytes) -> None:
         """Judges who wants to connect; the `response` to the upgrade is sent in any case."""
         node = self.node
-        admission = admit(
-            opening.target,
-            opening.origin,
-            opening.authorization,
-            node.apps,
-            path_prefix=node.settings.path_prefix,
-            strict=node.settings.strict_protocol,
-            secure=is_secure(
-                self._transport.get_extra_info("sslcontext") is not None, opening.forwarded_proto
-            ),
-        )
+        encrypted = self._transport.get_extra_info("sslcontext") is not None
+        admission = admitted(node, opening, encrypted=encrypted)
         self._phase = Phase.PROVING
         if not isinstance(admission, Admission):
             self.write(response)
             self.disconnect(admission)
-        elif node.draining:
-            self.write(response)
-            self.disconnect(CloseCode.OVER_CAPACITY)
         elif admission.token is None:
             self._establish(admission.app, None, response)
         else:
@@ -316,7 +250,7 @@ class GatewayProtocol(asyncio.Protocol):
     # Receiving
 
     def _cut(self, data: bytes) -> None:
-        """Acts on the usual frames; at the first other one, websockets' parser takes over."""
+        """Acts on the usual frames; from the first other one on, the whole wire reads."""
         at, size = 0, len(data)
         most_bytes = self.node.settings.max_message_bytes
         self._read = b""
@@ -337,56 +271,31 @@ class GatewayProtocol(asyncio.Protocol):
             # A message has ended the connection: of what follows only the peer's close counts.
             self._feed(self._wire, data[at:])
 
-    def _whole_wire(self) -> ServerProtocol:
-        """The library's parser, which reads the connection from here on."""
+    def _whole_wire(self) -> LibraryWire:
+        """What reads the connection from here on, whatever comes."""
         wire = self._wire
         if wire is None:
-            wire = self._wire = _new_wire(self.node, State.OPEN)
-            wire.receive_data(self._read)
+            wire = self._wire = self._new_wire(State.OPEN)
             self._read = b""
         return wire
 
-    def _feed(self, wire: ServerProtocol, data: bytes) -> None:
-        wire.receive_data(data)
-        for event in wire.events_received():
-            if isinstance(event, Frame):
-                self._on_frame(event)
-            elif isinstance(event, Request):
-                self._on_request(wire, event)
-        if wire.parser_exc is not None or wire.handshake_exc is not None:
+    def _new_wire(self, state: State) -> LibraryWire:
+        return LibraryWire(state, self.node.settings.max_message_bytes, self._read)
+
+    def _feed(self, wire: LibraryWire, data: bytes) -> None:
+        for kind, payload in wire.messages(data):
+            if kind == CLOSE:
+                self._on_close(payload)
+            elif not self.is_open:
+                continue
+            elif kind == inbound.TEXT:
+                self._on_text(payload)
+            elif kind == inbound.PING:
+                self.write(inbound.pong(payload))
+            elif kind == BINARY:
+                self.write(_BINARY)
+        if wire.broken:
             self._on_broken_wire(wire)
-        # It has read on to the last frame before we saw the first, so its answers would come in
-        # another order than what they answer. All but those to the handshake are ours.
-        wire.data_to_send()
-
-    def _on_frame(self, event: Frame) -> None:
-        opcode = event.opcode
-        if opcode is Opcode.CLOSE:
-            self._on_close(bytes(event.data))
-        elif not self.is_open:
-            return
-        elif opcode is Opcode.TEXT and event.fin:
-            self._on_text(bytes(event.data))
-        elif opcode is Opcode.PING:
-            self.write(inbound.pong(bytes(event.data)))
-        elif opcode is Opcode.PONG:
-            return
-        else:
-            self._on_fragment(event)
-
-    def _on_fragment(self, event: Frame) -> None:
-        """Collects the frames of a text message; those of a binary one are dropped."""
-        if event.opcode is Opcode.BINARY:
-            self.write(_BINARY)
-        elif event.opcode is Opcode.TEXT:
-            self._fragments = [event.data]  # type: ignore[list-item]
-        elif self._fragments is not None:
-            if event.data:
-                # Empty ones may come without end: the message's limit doesn't count them.
-                self._fragments.append(event.data)  # type: ignore[arg-type]
-            if event.fin:
-                text, self._fragments = b"".join(self._fragments), None
-                self._on_text(text)
 
     def _on_text(self, text: bytes) -> None:
         if not text.isascii():
@@ -408,62 +317,19 @@ class GatewayProtocol(asyncio.Protocol):
         self._transport.close()
         self.node.wheel.put(self, self.node.now() + CLOSE_GRACE_S)
 
-    def _on_broken_wire(self, wire: ServerProtocol) -> None:
-        """The peer breaks HTTP or RFC 6455; the sans-I/O layer knows the last words."""
+    def _on_broken_wire(self, wire: LibraryWire) -> None:
+        """The peer breaks HTTP or RFC 6455; the wire knows the last words."""
         if self._phase >= Phase.CLOSING:
             return
-        close = wire.close_sent
-        if close is None:
-            last_words = b"".join(wire.data_to_send())
-        else:
-            error = frames.frame(frames.error_body(close.reason))
-            last_words = error + frames.close_frame(close.serialize())
-            self.node.telemetry.disconnects.labels(str(close.code)).inc()
+        last_words, code = wire.last_words()
+        if code is not None:
+            self.node.telemetry.disconnects.labels(str(code)).inc()
         self._transport.write(last_words)
         self._end()
         self.resume_reading()
         self.node.wheel.put(self, self.node.now() + _LINGER_S)
 
-    # How bytes leave
-
-    def _begin_writing(self) -> None:
-        # `pause_writing` comes as soon as a byte has to wait: until then nothing waits.
-        self._transport.set_write_buffer_limits(high=0)
-        self.write = self._transport.write
-        self.fd = descriptor(self._transport)
-
-    def _fall_silent(self) -> None:
-        """Nothing is written any more."""
-        self.write = _drop
-        self._reroute(-1)
-
-    def _reroute(self, fd: int) -> None:
-        if fd != self.fd:
-            self.fd = fd
-            self.node.reroute(self)
-
-    # Bounds and deadlines
-
-    def _write_bounded(self, data: bytes) -> None:
-        self._transport.write(data)
-        self._check_buffer()
-
-    def _check_buffer(self) -> None:
-        unsent_bytes = self._transport.get_write_buffer_size()
-        if unsent_bytes > self.node.settings.send_buffer_bytes:
-            self.abort_slow()
-
-    def abort_slow(self) -> None:
-        """Ends a connection whose peer reads too slowly; it recovers when it reconnects."""
-        if self._phase < Phase.CLOSED:
-            self.node.telemetry.slow_aborts.inc()
-            self.abort()
-
-    def abort(self) -> None:
-        """Ends the connection without a word; unsent data is lost."""
-        self._phase = Phase.CLOSED
-        self._fall_silent()
-        self._transport.abort()
+    # Deadlines
 
     def on_deadline(self, now: float) -> float | None:
         """Does what is due at `now` (monotonic); returns the next deadline, if there is one."""
@@ -515,19 +381,28 @@ class GatewayProtocol(asyncio.Protocol):
         if self._phase is Phase.CONNECTING:
             self.abort()
             return
-        known = DISCONNECTS.get(code)  # type: ignore[call-overload]
-        text = message or (known.reason if known else "")
-        error = frames.error_body(text, int(code) if code >= 4000 else None)
+        reason, error = frames.farewell(code, message)
         if self._phase is Phase.PROVING:
             self._read = b""
         # From here on only the peer's close counts.
         self._whole_wire()
-        reason = text.encode()[:120].decode(errors="ignore").encode()
-        self.write(frames.frame(error) + frames.close_frame(code.to_bytes(2) + reason))
+        self.write(error + frames.close_frame(frames.close_payload(code, reason)))
         self.node.telemetry.disconnects.labels(str(int(code))).inc()
         self._end()
         self.resume_reading()
         self.node.wheel.put(self, self.node.now() + CLOSE_GRACE_S)
+
+    def abort_slow(self) -> None:
+        """Ends a connection whose peer reads too slowly; it recovers when it reconnects."""
+        if self._phase < Phase.CLOSED:
+            self.node.telemetry.slow_aborts.inc()
+            self.abort()
+
+    def abort(self) -> None:
+        """Ends the connection without a word; unsent data is lost."""
+        self._phase = Phase.CLOSED
+        self._fall_silent()
+        self._transport.abort()
 
     def _end(self) -> None:
         """Takes part in nothing any more; only the transport is left."""
@@ -546,14 +421,3 @@ class GatewayProtocol(asyncio.Protocol):
             self._reading = True
             if not self._transport.is_closing():
                 self._transport.resume_reading()
-
-
-def _new_wire(node: Node, state: State) -> ServerProtocol:
-    return ServerProtocol(state=state, max_size=node.settings.max_message_bytes, logger=_wire_log)
-
-
-def descriptor(transport: asyncio.Transport) -> int:
-    """What `Connection.fd` is for a transport in which nothing waits."""
-    plain = transport.get_extra_info("socket")
-    encrypted = transport.get_extra_info("sslcontext") is not None
-    return -1 if plain is None or encrypted else plain.fileno()

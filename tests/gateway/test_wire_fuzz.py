@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from websockets.protocol import State
 
-from gateway.socket import _new_wire
 from tests.guard.stage import Stage, Wire, connection_of
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def outcome(stage: Stage, pieces: Sequence[bytes], *, by_the_library: bool) -> t
     stage.connect(wire)
     connection = connection_of(wire)
     if by_the_library:
-        connection._wire = _new_wire(connection.node, State.OPEN)
+        connection._wire = connection._new_wire(State.OPEN)
     wire.written.clear()
     for piece in pieces:
         if wire.protocol is not None:
@@ -151,15 +150,6 @@ def test_what_is_read_behind_a_message_that_ends_the_connection_disturbs_nobody(
     assert b"\x8a\x01q" in written
     assert b"\x8a\x01p" not in written
     assert not faults
-
-
-def test_a_message_of_empty_frames_without_end_takes_no_memory(stage: Stage) -> None:
-    wire = Wire()
-    stage.connect(wire)
-
-    stage.receive(wire, usual_frame(1, b"{", fin=False) + usual_frame(0, b"", fin=False) * 1_000)
-
-    assert connection_of(wire)._fragments == [b"{"]
 
 
 class PausedWire(Wire):
