@@ -6,11 +6,15 @@ Both become the same struct here.
 Source: docs/protocol.md (commands).
 """
 
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
 
 import msgspec
 
+from gateway import frames
 from gateway.errors import CommandError, ErrorCode
+
+if TYPE_CHECKING:
+    from gateway.auth import Identity
 
 REQUEST_ID_MAX: Final = 64
 
@@ -110,3 +114,34 @@ def decode_command(event: str, data: bytes) -> GoalCommand | CommandError:
     if not command.request_id or len(command.request_id) > REQUEST_ID_MAX:
         return CommandError.of(ErrorCode.BAD_REQUEST_ID)
     return command
+
+
+class _RequestId(msgspec.Struct):
+    request_id: str | None = None
+
+
+def request_id_of(data: bytes) -> str | None:
+    """The request_id in the data of a command that was refused unread, if there is one."""
+    try:
+        return msgspec.json.decode(data, type=_RequestId).request_id
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def reply_frame(channel: str, reply: Reply) -> bytes:
+    """The frame that answers a command on the socket that sent it."""
+    data = frames.json_string(reply.data_json())
+    return frames.frame(frames.encode_event("goal.reply", channel, data))
+
+
+class CommandPort(Protocol):
+    """How sockets reach the goal commands."""
+
+    async def execute(self, command: GoalCommand, identity: "Identity") -> Reply:
+        """Runs a command; refusals are replies."""
+
+    async def snapshot(self, user_id: str) -> bytes:
+        """The JSON object of `goal.snapshot`; raises `StoreUnavailable`."""
+
+    async def stream_is_live(self, streamer_id: str) -> bool:
+        """Whether the streamer has an open session; raises `StoreUnavailable`."""

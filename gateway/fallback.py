@@ -100,7 +100,7 @@ class Fallback:
     def join(self, node: Node) -> None:
         """Takes messages that came to other processes; called once the node has been started."""
         self._forwarded = Rate(FORWARDED_PER_S, node.now())
-        node.on_control(_FORWARD, lambda data: self._take_forwarded(node, data))
+        node.control.on(_FORWARD, lambda data: self._take_forwarded(node, data))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one call."""
@@ -214,7 +214,7 @@ class Fallback:
         if rate is None or not rate.allow(FORWARDED_PER_S, node.now()):
             return 503
         try:
-            await node.send_control(_FORWARD, **name._asdict(), body=body.decode())
+            await node.control.send(_FORWARD, **name._asdict(), body=body.decode())
         except BrokerUnavailable:
             return 503
         return 204

@@ -7,18 +7,18 @@ import contextlib
 import math
 import random
 import secrets
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-import msgspec
 import structlog
 
-from gateway.broker import BrokerUnavailable, Publication
+from gateway.control import Control
 from gateway.errors import CloseCode
 from gateway.fanout import FanOut
 from gateway.hub import Hub
 from gateway.interest import Interest
+from gateway.limits import Limits
 from gateway.live_streams import LiveStreams
-from gateway.protocol import Limits, PusherProtocol
+from gateway.protocol import PusherProtocol
 from gateway.quotas import Quotas
 from gateway.subscribing import Subscribing
 from gateway.tasks import Tasks
@@ -27,14 +27,14 @@ from gateway.webhooks import NoWebhooks
 from gateway.wheel import Wheel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Coroutine, Sequence
     from typing import Any
 
     from gateway.apps import App, Apps
     from gateway.auth import Authorizer, Identity
-    from gateway.broker import Broker
+    from gateway.broker import Broker, Publication
     from gateway.cache import Cache
-    from gateway.commands import GoalCommand, Reply
+    from gateway.commands import CommandPort
     from gateway.connections import Deadlined, NodeConnection
     from gateway.occupancy import Occupancy
     from gateway.presence import Presence
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from gateway.telemetry import Telemetry
     from gateway.webhooks import Webhooks
     from persistence.clock import Clock
-
-__all__ = ["BrokerUnavailable", "CommandPort", "Node", "Publication", "new_node_id"]
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -60,39 +58,11 @@ _DROP_CHANNEL_DATA: Final = "drop_channel_data"
 _TERMINATE_USER: Final = "terminate_user"
 
 
-class CommandPort(Protocol):
-    """How sockets reach the goal commands."""
-
-    async def execute(self, command: GoalCommand, identity: Identity) -> Reply:
-        """Runs a command; refusals are replies."""
-
-    async def snapshot(self, user_id: str) -> bytes:
-        """The JSON object of `goal.snapshot`; raises `StoreUnavailable`."""
-
-    async def stream_is_live(self, streamer_id: str) -> bool:
-        """Whether the streamer has an open session; raises `StoreUnavailable`."""
-
-
-class _Control(msgspec.Struct, frozen=True):
-    """What one node tells all nodes."""
-
-    kind: str
-    data: dict[str, str]
-
-
-_encode_control = msgspec.json.Encoder().encode
-_decode_control = msgspec.json.Decoder(_Control).decode
-
-
-def new_node_id(settings: Settings) -> str:
-    """A name for this process's life: a restart is another node, whose leases are its own."""
-    return f"{settings.node_name or 'node'}~{secrets.token_hex(6)}"
-
-
 class Node:
     """The wiring of one process.
 
     Attributes:
+        control: What all nodes are told.
         commands: Set once, before sockets arrive, when the commands themselves need the node.
         webhooks: Who is told of client events; set once, too.
         ready: Between `start` and the beginning of the drain.
@@ -131,6 +101,7 @@ class Node:
         self.ready = False
         self.draining = False
         self._broker = broker
+        self.control = Control(broker)
         self._tasks = Tasks()
         self.interest = Interest(self.hub, broker, self._tasks)
         self.subscribing = Subscribing(self)
@@ -141,13 +112,12 @@ class Node:
         self._live_streams = LiveStreams()
         self._by_socket_id: dict[str, NodeConnection] = {}
         self._sockets: set[NodeConnection] = set()
-        self._handlers: dict[str, Callable[[dict[str, str]], None]] = {}
         self._turning: asyncio.TimerHandle | None = None
         self._drained: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._measure()
-        self.on_control(_DROP_CHANNEL_DATA, lambda data: self._live_streams.drop(data["streamer"]))
-        self.on_control(_TERMINATE_USER, self._terminate_here)
+        self.control.on(_DROP_CHANNEL_DATA, lambda data: self._live_streams.drop(data["streamer"]))
+        self.control.on(_TERMINATE_USER, self._terminate_here)
 
     def _measure(self) -> None:
         """Gauges are read when they are asked for, so keeping them costs nothing."""
@@ -174,7 +144,7 @@ class Node:
         self.wheel: Wheel[Deadlined] = Wheel(tick_s, loop.time())
         self._turning = loop.call_later(self.wheel.tick_s, self._turn)
         self._nobody_left = asyncio.Event()
-        await self._broker.start(self._on_publication, self._on_control_body, self._on_gap)
+        await self._broker.start(self._on_publication, self.control.receive, self._on_gap)
         for shared in self._shared:
             await shared.start()
         self._looking = self.spawn(self._quotas.keep_looking(), "quotas")
@@ -373,50 +343,25 @@ class Node:
             return b'{"goals":[]}'
         return await self.commands.snapshot(user_id)
 
-    # Control messages
-
-    def on_control(self, kind: str, handler: Callable[[dict[str, str]], None]) -> None:
-        """Registers what this node does when any node sends a control message of `kind`."""
-        self._handlers[kind] = handler
-
-    async def send_control(self, kind: str, **data: str) -> None:
-        """Sends a control message to every node, this one included.
-
-        Raises:
-            BrokerUnavailable: It may not have been sent.
-        """
-        await self._broker.publish_control(_encode_control(_Control(kind, data)))
+    # What every node is told
 
     async def drop_channel_data(self, streamer_id: str) -> None:
         """Makes every node forget what it remembers of a streamer's channels.
 
         Raises:
-            BrokerUnavailable: As `send_control`; this node has forgotten it all the same.
+            BrokerUnavailable: As `Control.send`; this node has forgotten it all the same.
         """
         self._live_streams.drop(streamer_id)
-        await self.send_control(_DROP_CHANNEL_DATA, streamer=streamer_id)
+        await self.control.send(_DROP_CHANNEL_DATA, streamer=streamer_id)
 
     async def terminate_user(self, app_id: str, user_id: str) -> None:
         """Closes (4009) every connection that has signed in as the user, on every node.
 
         Raises:
-            BrokerUnavailable: As `send_control`.
+            BrokerUnavailable: As `Control.send`.
         """
-        await self.send_control(_TERMINATE_USER, app=app_id, user=user_id)
+        await self.control.send(_TERMINATE_USER, app=app_id, user=user_id)
 
     def _terminate_here(self, data: dict[str, str]) -> None:
         for connection in self.users.connections(data["app"], data["user"]):
             connection.disconnect(CloseCode.UNAUTHORIZED)
-
-    def _on_control_body(self, body: bytes) -> None:
-        try:
-            control = _decode_control(body)
-        except msgspec.DecodeError as error:
-            log.warning("control_malformed", error=str(error))
-            return
-        handler = self._handlers.get(control.kind)
-        if handler is None:
-            # A newer node may know kinds that this one doesn't.
-            log.info("control_unknown", kind=control.kind)
-            return
-        handler(control.data)

@@ -12,10 +12,9 @@ import structlog
 
 from gateway import frames
 from gateway.broker import BrokerUnavailable, Publication
-from gateway.commands import Reply
+from gateway.commands import Reply, reply_frame
 from gateway.errors import CommandError, ErrorCode
 from gateway.messages import Execute, Relay, Send, SignedIn, Subscribe, Unsubscribe
-from gateway.protocol import reply_frame
 from gateway.webhooks import client_event
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from gateway.auth import (
     verify_signin_signature,
 )
 from gateway.channels import USER_EVENTS, WATCHED, ChannelKind, channel_kind, is_channel_name
-from gateway.commands import COMMAND_EVENTS, Reply, decode_command
+from gateway.commands import COMMAND_EVENTS, Reply, decode_command, reply_frame, request_id_of
 from gateway.errors import CommandError, ErrorCode, Notice
 from gateway.messages import (
     ChannelData,
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
     from gateway.apps import App
     from gateway.hub import Subscriptions
-    from gateway.settings import Settings
+    from gateway.limits import Limits
 
 _COMMAND_PREFIXES: Final = ("client-goal.", "client-exclusive.")
 _USER_CHANNEL: Final = user_channel("")
@@ -71,33 +71,6 @@ USER_ID_MAX: Final = 128
 
 # Messages that wait for a subscription; at this many the shell stops reading.
 INBOX_MAX: Final = 64
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """What one connection may do; one instance for all connections of a node."""
-
-    channel_name_max: int
-    event_name_max: int
-    max_event_bytes: int
-    user_info_max_bytes: int
-    client_events_per_s: int
-    commands_per_s: int
-    commands_in_flight: int
-    strict: bool
-
-    @classmethod
-    def of(cls, settings: Settings) -> Limits:
-        """The limits that the settings set."""
-        return cls(
-            channel_name_max=settings.channel_name_max,
-            event_name_max=settings.event_name_max,
-            max_event_bytes=settings.max_event_bytes,
-            user_info_max_bytes=settings.presence_user_info_max_bytes,
-            client_events_per_s=settings.client_event_rate_per_s,
-            commands_per_s=settings.command_rate_per_s,
-            commands_in_flight=settings.commands_in_flight,
-            strict=settings.strict_protocol,
-        )
 
 
 class PusherProtocol:
@@ -417,23 +390,9 @@ class PusherProtocol:
         return (Execute(command, name),)
 
 
-class _RequestId(msgspec.Struct):
-    request_id: str | None = None
-
-
 def _command_refused(channel: str, data: bytes, error: CommandError) -> Sequence[Effect]:
     """A `goal.reply` for a command that was not executed, with its request_id if it has one."""
-    try:
-        request_id = msgspec.json.decode(data, type=_RequestId).request_id
-    except (msgspec.DecodeError, RecursionError):
-        request_id = None
-    return (Send(reply_frame(channel, Reply(request_id, None, error))),)
-
-
-def reply_frame(channel: str, reply: Reply) -> bytes:
-    """The frame that answers a command on the socket that sent it."""
-    data = frames.json_string(reply.data_json())
-    return frames.frame(frames.encode_event("goal.reply", channel, data))
+    return (Send(reply_frame(channel, Reply(request_id_of(data), None, error))),)
 
 
 def _error(message: str, code: int | None = None) -> tuple[Effect, ...]:

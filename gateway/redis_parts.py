@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from gateway.node import new_node_id
 from gateway.occupancy import counted_channels
 from gateway.redis_broker import RedisBroker
 from gateway.redis_cache import RedisCache
@@ -52,7 +52,7 @@ def redis_parts(settings: Settings, apps: Apps) -> RedisParts:
     """
     if settings.redis_url is None:
         raise SettingsError(["DUET_REDIS_URL: must be the address of a Redis or Valkey"])
-    prefix, node_id = settings.redis_prefix, new_node_id(settings)
+    prefix, node_id = settings.redis_prefix, _new_node_id(settings)
     try:
         client = redis_client(settings.redis_url, settings.redis_timeout_s)
         broker = RedisBroker(
@@ -78,6 +78,11 @@ def redis_parts(settings: Settings, apps: Apps) -> RedisParts:
         rates=ApiRates(broker.commands, prefix),
         webhooks=hooks,
     )
+
+
+def _new_node_id(settings: Settings) -> str:
+    """A name for this process's life: a restart is another node, whose leases are its own."""
+    return f"{settings.node_name or 'node'}~{secrets.token_hex(6)}"
 
 
 def _hook_timing(settings: Settings) -> HookTiming:

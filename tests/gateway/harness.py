@@ -17,12 +17,12 @@ import uvicorn
 from gateway.apps import App, Apps
 from gateway.arrival import Arrival
 from gateway.auth import AuthError, Identity
-from gateway.broker import BrokerUnavailable, MemoryBroker, MemoryBus
+from gateway.broker import BrokerUnavailable, MemoryBroker, MemoryBus, Publication
 from gateway.cache import MemoryCache
 from gateway.commands import Reply
 from gateway.fallback import Fallback
 from gateway.frames import push_body
-from gateway.node import Node, Publication
+from gateway.node import Node
 from gateway.occupancy import MemoryOccupancy, MemoryTotals, counted_channels
 from gateway.presence import MemoryPresence
 from gateway.redis_cache import RedisCache

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from gateway.apps import App
 from gateway.auth import Identity, sign_channel, sign_user
+from gateway.limits import Limits
 from gateway.messages import Execute, Member, Relay, Send, SignedIn, Subscribe, Unsubscribe
-from gateway.protocol import INBOX_MAX, WATCHLIST_MAX, Limits, PusherProtocol
+from gateway.protocol import INBOX_MAX, WATCHLIST_MAX, PusherProtocol
 from gateway.rates import Rate
 from statemachine.goal import Role
 from tests.gateway.harness import settings_for_tests
