@@ -76,6 +76,7 @@ class RedisBroker:
         self._supervisor = Supervisor(
             address, "subscriptions", timeout_s, self._on_answer, self._on_up, self._on_down
         )
+        self.commands.when_demoted(self._supervisor.abort)
         # Redis name -> (app id, channel), for what this node wants to hear.
         self._wanted: dict[bytes, tuple[str, str]] = {}
         # Name -> SUBSCRIBEs of this link whose confirmation is still to come. A count, because

@@ -14,6 +14,7 @@ import hashlib
 import math
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from gateway.tasks import Tasks
 
 log = structlog.get_logger(__name__)
+
+# How errors of a server begin, or a script's in it, that only follows another one.
+_SAID_BY_REPLICAS: Final = ("READONLY ", "MASTERDOWN ")
 
 # Commands without an answer; a frozen server must not make the queue grow for ever.
 _WAITING_MAX: Final = 20_000
@@ -63,22 +67,25 @@ class _Batch:
     """Commands that were sent together, and their answers so far.
 
     Attributes:
+        commands: As they were sent; empty when they are not to be sent again.
         done: None when nobody waits.
         due_at: When whoever waits is told that there is no answer, on the loop's clock.
         all_or_none: Whether an error as one of the answers fails the whole.
         refusal: The last error among the answers.
     """
 
-    __slots__ = ("all_or_none", "answers", "count", "done", "due_at", "refusal")
+    __slots__ = ("all_or_none", "answers", "commands", "count", "done", "due_at", "refusal")
 
     def __init__(
         self,
+        commands: bytes,
         count: int,
         done: asyncio.Future[list[Answer]] | None,
         due_at: float,
         *,
         all_or_none: bool,
     ) -> None:
+        self.commands = commands
         self.count = count
         self.answers: list[Answer] = []
         self.done = done
@@ -99,12 +106,34 @@ class _Batch:
         else:
             self.done.set_result(self.answers)
 
+    def without_script(self) -> list[int]:
+        """The places of the calls whose script Redis did not know, if anybody still waits."""
+        if self.done is None or self.done.done():
+            return []
+        return [place for place, one in enumerate(self.answers) if _is_error(one, "NOSCRIPT")]
+
+    def complete(self, places: list[int], again: asyncio.Future[list[Answer]]) -> None:
+        """Puts the answers of the calls that were made again in their places, and settles."""
+        assert self.done is not None  # noqa: S101  somebody waits, or none would be made again
+        if self.done.done():
+            return
+        error = again.exception()
+        if error is not None:
+            self.done.set_exception(error)
+            return
+        for place, answer in zip(places, again.result(), strict=True):
+            self.answers[place] = answer
+        refusals = [one for one in self.answers if isinstance(one, hiredis.ReplyError)]
+        self.refusal = refusals[-1] if refusals else None
+        self.settle()
+
 
 class RedisCommands:
     """Runs commands over one supervised link."""
 
     __slots__ = (
         "_connected_callbacks",
+        "_demoted_callbacks",
         "_loop",
         "_overdue_timer",
         "_scripts",
@@ -117,6 +146,7 @@ class RedisCommands:
         self._timeout_s = timeout_s
         self._scripts: list[Script] = []
         self._connected_callbacks: list[Callable[[], None]] = []
+        self._demoted_callbacks: list[Callable[[], None]] = []
         self._waiting: deque[_Batch] = deque()
         self._overdue_timer: asyncio.TimerHandle | None = None
         self._supervisor = Supervisor(
@@ -145,11 +175,15 @@ class RedisCommands:
         """Calls `callback` for every new link, behind which Redis may be another or empty."""
         self._connected_callbacks.append(callback)
 
+    def when_demoted(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` when Redis has become a replica, which this link leaves."""
+        self._demoted_callbacks.append(callback)
+
     def post(self, command: bytes) -> None:
         """Sends one packed command without waiting for its answer; does nothing without a link."""
         link = self._supervisor.link
         if link is not None:
-            self._waiting.append(_Batch(1, None, math.inf, all_or_none=False))
+            self._waiting.append(_Batch(b"", 1, None, math.inf, all_or_none=False))
             link.send(command)
 
     async def start(self, tasks: Tasks) -> None:
@@ -172,6 +206,8 @@ class RedisCommands:
     ) -> asyncio.Future[list[Answer]]:
         """Sends packed commands; the future brings their answers.
 
+        Calls whose script somebody has flushed are made once more, behind all scripts.
+
         Waiting costs no task and no timer: answers come in order, so one timer for the oldest
         tells everyone in time.
 
@@ -191,7 +227,7 @@ class RedisCommands:
             raise BrokerUnavailable("Redis has not answered thousands of commands")
         done: asyncio.Future[list[Answer]] = self._loop.create_future()
         due_at = self._loop.time() + self._timeout_s
-        self._waiting.append(_Batch(count, done, due_at, all_or_none=all_or_none))
+        self._waiting.append(_Batch(commands, count, done, due_at, all_or_none=all_or_none))
         if self._overdue_timer is None:
             self._overdue_timer = self._loop.call_at(due_at, self._tell_overdue)
         link.send(commands)
@@ -235,17 +271,11 @@ class RedisCommands:
     ) -> list[Answer]:
         """Runs a Lua script once for each of `calls`, in one pipeline.
 
-        After a `SCRIPT FLUSH` by someone else the calls that found the script missing, which are
-        all of them, are made again.
-
         Raises:
             BrokerUnavailable: As `run`, or Redis refused a call; others may have been executed.
         """
         commands = b"".join(script.call(*arguments) for arguments in calls)
         answers = await self.run(commands, len(calls))
-        if _is_error(answers[0], "NOSCRIPT"):
-            load = packed("SCRIPT", "LOAD", script.source)
-            _, *answers = await self.run(load + commands, 1 + len(calls))
         for answer in answers:
             if isinstance(answer, hiredis.ReplyError):
                 raise BrokerUnavailable(f"Redis refused {script.name}: {answer}")
@@ -261,10 +291,32 @@ class RedisCommands:
             batch.refusal = answer
         if len(batch.answers) == batch.count:
             self._waiting.popleft()
-            batch.settle()
-            if batch.all_or_none and _is_error(batch.refusal, "NOSCRIPT"):
-                # Somebody has flushed the scripts: whoever tries again finds them there.
-                self._load(self._scripts)
+            if batch.refusal is None or not self._made_again(batch):
+                batch.settle()
+
+    def _made_again(self, batch: _Batch) -> bool:
+        """Looks at what Redis refused; tells whether some of it is asked once more."""
+        if any(word in str(batch.refusal) for word in _SAID_BY_REPLICAS):
+            # A failover that has left us here; the address may lead to the new primary by now.
+            log.error("redis_demoted", error=str(batch.refusal))
+            for callback in self._demoted_callbacks:
+                callback()
+            self.abort()
+            return False
+        places = batch.without_script()
+        if not places or not batch.commands:
+            return False
+        # Somebody has flushed the scripts. None of the calls has done anything.
+        calls = _apart(batch.commands)
+        self._load(self._scripts)
+        try:
+            again = self.send(b"".join(calls[place] for place in places), len(places))
+        except BrokerUnavailable:
+            return False
+        # Once is enough: whoever flushes them all the time is told so by errors.
+        self._waiting[-1].commands = b""
+        again.add_done_callback(partial(batch.complete, places))
+        return True
 
     def _on_down(self) -> None:
         waiting, self._waiting = self._waiting, deque()
@@ -275,3 +327,13 @@ class RedisCommands:
 
 def _is_error(answer: Answer, kind: str) -> bool:
     return isinstance(answer, hiredis.ReplyError) and str(answer).startswith(kind)
+
+
+def _apart(commands: bytes) -> list[bytes]:
+    """Packed commands, each by itself."""
+    reader = hiredis.Reader()
+    reader.feed(commands)
+    found = []
+    while (command := reader.gets()) is not False:
+        found.append(packed(*command))
+    return found

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 from dataclasses import replace
 from enum import Enum
@@ -36,7 +37,7 @@ import structlog
 from gateway.broker import BrokerUnavailable
 from gateway.redis_commands import Script
 from gateway.redis_link import packed
-from gateway.tasks import Tasks
+from gateway.tasks import Tasks, for_ever
 
 if TYPE_CHECKING:
     from gateway.redis_commands import RedisCommands
@@ -94,6 +95,8 @@ class RedisLease:
         "_commands",
         "_lease_s",
         "_peers",
+        "_reap_from",
+        "_renewed_at",
         "_renewing",
         "_settled",
         "_started",
@@ -128,6 +131,9 @@ class RedisLease:
         # Nodes whose entries stood at the last look, this one among them.
         self._peers: frozenset[str] = frozenset()
         self._wait_until = 0.0
+        # When it renewed last, and from when on it believes that others are dead.
+        self._renewed_at = math.inf
+        self._reap_from = 0.0
         self._settled = asyncio.Event()
         self._settled.set()
         self._wake = asyncio.Event()
@@ -143,7 +149,7 @@ class RedisLease:
         """Takes the lease with the first tenant; when Redis can't be reached it does so later."""
         if not self._started:
             await self._renew_or_log()
-            self._tasks.spawn(self._keep_renewing(), "lease")
+            self._tasks.spawn(for_ever(self._keep_renewing, "lease"), "lease")
         self._started.add(tenant)
 
     async def stop(self, tenant: Tenant) -> None:
@@ -220,14 +226,16 @@ class RedisLease:
                     await tenant.enter_again(announced=announced)
                 self._to_enter = _ToEnter.NOTHING
             if not self._whole:
-                await self._commands.run(packed("HSET", self._whole_key, self.node_id, 1))
+                entered = packed("HSET", self._whole_key, self.node_id, 1)
+                await self._commands.send(entered, all_or_none=True)
                 self._whole = True
             self._settle(whole)
             if self.settled:
                 for tenant in self._tenants:
                     await tenant.catch_up()
-                for node_id in dead:
-                    await self._reap(node_id)
+                if self._may_reap():
+                    for node_id in dead:
+                        await self._reap(node_id)
 
     async def _ask(self) -> tuple[list[str], frozenset[str]]:
         """Renews and notes what is to be done; returns the dead nodes and the whole ones."""
@@ -252,6 +260,18 @@ class RedisLease:
             [one for one in dead_ids if one != self.node_id],
             frozenset(one.decode() for one in whole) | {self.node_id},
         )
+
+    def _may_reap(self) -> bool:
+        """Whether a lease that has run out tells of a dead node.
+
+        While Redis could not be reached nobody's lease was renewed: then the others are given as
+        long as this node would take to come back.
+        """
+        now = asyncio.get_running_loop().time()
+        silent_s, self._renewed_at = now - self._renewed_at, now
+        if silent_s > self._lease_s / 2:
+            self._reap_from = now + self._lease_s / 3
+        return now >= self._reap_from
 
     def _settle(self, whole: frozenset[str]) -> None:
         """Ends the wait after a loss, if all are back that stood before, or have not come."""

@@ -41,6 +41,10 @@ def packed(*arguments: Argument) -> bytes:
     return command
 
 
+# What some hosted servers don't answer: then there is nothing to go by.
+_ROLE: Final = packed("ROLE")
+
+
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
     """Where a Redis is and how to get in.
@@ -96,7 +100,7 @@ def _tls_context(parts: dict[str, Any]) -> ssl.SSLContext:
 
 
 class LinkRefused(Exception):
-    """Redis answered the greeting with an error: wrong password, no such database, loading."""
+    """Redis won't have us, or is none that we want: wrong password, loading, a replica."""
 
 
 class RedisLink(asyncio.Protocol):
@@ -145,15 +149,19 @@ class RedisLink(asyncio.Protocol):
     async def _greet(self, greeting: Sequence[bytes]) -> None:
         on_answer = self._on_answer
         # PING tells a server that still loads its data, which refuses it, from one that serves.
-        for command in (*greeting, packed("PING")):
+        # A replica would take publications, and carry them to nobody but its own listeners.
+        for command in (*greeting, packed("PING"), _ROLE):
             answered: asyncio.Future[Answer] = self._loop.create_future()
             self._on_answer = answered.set_result
             self.send(command)
             await asyncio.wait([answered, self.lost], return_when=asyncio.FIRST_COMPLETED)
             if not answered.done():
                 raise ConnectionError("Redis closed the connection")
-            if isinstance(answered.result(), hiredis.ReplyError):
-                raise LinkRefused(str(answered.result()))
+            answer = answered.result()
+            if isinstance(answer, hiredis.ReplyError) and command is not _ROLE:
+                raise LinkRefused(str(answer))
+            if isinstance(answer, list) and answer[:1] == [b"slave"]:
+                raise LinkRefused("it is a replica, which takes no writes")
         self._on_answer = on_answer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -34,7 +34,7 @@ from gateway.redis_broker import encoded, redis_name
 from gateway.redis_commands import Script
 from gateway.redis_lease import EPOCH_IS_ANOTHER, NODE_IS_ALIVE
 from gateway.redis_link import packed
-from gateway.tasks import Tasks
+from gateway.tasks import Tasks, for_ever
 from gateway.webhooks import BEHIND, NoWebhooks
 
 if TYPE_CHECKING:
@@ -117,7 +117,8 @@ class RedisOccupancy:
     async def start(self) -> None:
         """See `Occupancy`; when Redis can't be reached the lease is taken later."""
         await self._lease.start(self)
-        self._tasks.spawn(self._keep_flushing(), f"{self._space}_flush")
+        name = f"{self._space}_flush"
+        self._tasks.spawn(for_ever(self._keep_flushing, name), name)
 
     async def stop(self) -> None:
         """See `Occupancy`."""
@@ -260,7 +261,8 @@ class RedisOccupancy:
         """See `Tenant`."""
         key = self.node_key(node_id)
         while True:
-            [some] = await self._commands.run(packed("HRANDFIELD", key, _AT_ONCE))
+            question = packed("HRANDFIELD", key, _AT_ONCE)
+            [some] = await self._commands.send(question, all_or_none=True)
             if not some:
                 return True
             keys: list[Key] = []

@@ -228,7 +228,8 @@ class RedisPresence:
         """See `Tenant`."""
         key = self.node_key(node_id)
         while True:
-            [some] = await self._commands.run(packed("SRANDMEMBER", key, _AT_ONCE))
+            question = packed("SRANDMEMBER", key, _AT_ONCE)
+            [some] = await self._commands.send(question, all_or_none=True)
             if not some:
                 return True
             calls = [

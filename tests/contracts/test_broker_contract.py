@@ -20,6 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from gateway.broker import BrokerUnavailable, MemoryBroker, MemoryBus, Publication
 from gateway.redis_broker import HEARTBEAT_MAX_S, RedisBroker
+from gateway.redis_link import packed
 from persistence.embedded_process import free_port
 from persistence.embedded_redis import RedisServer, redis_server_path
 from tests.conftest import require
@@ -393,6 +394,32 @@ async def test_a_restarted_redis_is_found_again(own_redis: RedisServer) -> None:
 
         assert await node.got(1) == [b"back"]
         assert node.broker.alive
+
+
+async def test_a_redis_that_became_a_replica_is_left_until_it_is_none(
+    own_redis: RedisServer,
+) -> None:
+    """What is published at a replica, those at the new primary never hear."""
+    async with redis_brokers(own_redis.url) as make, _admin(own_redis.url) as admin:
+        node = make()
+        await node.start()
+        await node.broker.subscribe("1", "c")
+        await admin.replicaof("127.0.0.1", "1")
+
+        # Any write tells it, such as the renewal of the lease.
+        refused = await node.broker.commands.run(packed("SET", "a", "b"))
+        await until(lambda: not node.broker.alive)
+        with pytest.raises(BrokerUnavailable):
+            await node.broker.publish([Publication("1", "c", b"x")])
+        newcomer = make()
+        await newcomer.start()
+        assert not newcomer.broker.alive
+        await admin.replicaof("NO", "ONE")
+        await node.until(lambda: node.gaps == 1)
+        await until_accepted(lambda: node.broker.publish([Publication("1", "c", b"back")]))
+
+        assert str(refused[0]).startswith("READONLY")
+        assert await node.got(1) == [b"back"]
 
 
 async def test_a_node_that_starts_before_redis_works_once_redis_is_there(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis.asyncio
 
-from gateway.broker import BrokerUnavailable, MemoryBroker, MemoryBus, Publication
+from gateway.broker import MemoryBroker, MemoryBus, Publication
 from gateway.cache import Cache, MemoryCache, is_on_its_way
 from gateway.frames import frame, published_body
 from gateway.hub import Channel, Gate
@@ -134,18 +134,25 @@ async def test_an_event_is_kept_for_its_time(redis_url: str, redis_prefix: str) 
     await broker.stop()
 
 
-async def test_after_scripts_were_flushed_the_next_publication_but_one_is_kept_again(
+async def test_after_scripts_were_flushed_a_publication_is_kept_and_none_comes_twice(
     redis_url: str, redis_prefix: str
 ) -> None:
     broker = RedisBroker(redis_url, redis_prefix, "n", 1.0)
     bench = Bench(broker, RedisCache(broker, redis_prefix, NoWebhooks()))
     await bench.start()
+    for channel in ("plain", CHANNEL):
+        await broker.subscribe("1", channel)
     async with redis.asyncio.Redis.from_url(redis_url) as admin:
         await admin.script_flush()
 
-    with pytest.raises(BrokerUnavailable):
-        await bench.publish("x")
-    body = await bench.publish("y")
+    bodies = [published_body("e", channel, "x") for channel in ("plain", CHANNEL)]
+    await broker.publish(
+        [
+            Publication("1", channel, body)
+            for channel, body in zip(("plain", CHANNEL), bodies, strict=True)
+        ]
+    )
 
-    assert await bench.cache.last("1", CHANNEL) == body
+    assert await bench.cache.last("1", CHANNEL) == bodies[1]
+    assert bench.arrived == bodies
     await broker.stop()

@@ -339,6 +339,27 @@ async def test_a_node_that_was_only_away_enters_its_members_again_and_says_so(
     await survivor.stop()
 
 
+async def test_after_redis_was_away_others_get_time_to_come_back_before_they_are_dead(
+    parts: Parts,
+) -> None:
+    back, survivor = parts.node(0), parts.node(1)
+    await back.start()
+    await survivor.start()
+    await back.join("1", CHANNEL, member("u"), "1.1")
+    await parts.run_out("n0")
+    survivor._lease._renewed_at -= LONG_LEASE_S
+
+    await survivor._lease.renew()
+    await back._lease.renew()
+    await parts.run_out("n0")
+    survivor._lease._reap_from -= LONG_LEASE_S
+    await survivor._lease.renew()
+
+    await parts.watcher.heard("+u", "-u")
+    await back.stop()
+    await survivor.stop()
+
+
 async def test_redis_restarted_empty_gets_every_nodes_members_again_in_silence(
     parts: Parts,
 ) -> None:

@@ -48,6 +48,15 @@ class Victim:
             case "wiped":
                 with Redis.from_url(self.redis.url) as client:
                     client.flushall()
+            case "full":
+                with Redis.from_url(self.redis.url) as client:
+                    client.config_set("maxmemory", 1000)
+            case "demoted":
+                with Redis.from_url(self.redis.url) as client:
+                    client.replicaof("127.0.0.1", 1)
+                    # As Sentinel does it.
+                    client.client_kill_filter(_type="normal", skipme=True)
+                    client.client_kill_filter(_type="pubsub")
             case _:
                 self.redis.process.kill()
 
@@ -57,6 +66,10 @@ class Victim:
         elif how == "killed":
             # It has kept nothing: what was in it the gateway has to know by itself.
             await asyncio.to_thread(self.redis.start)
+        elif how in {"full", "demoted"}:
+            with Redis.from_url(self.redis.url) as client:
+                client.config_set("maxmemory", 0)
+                client.replicaof("NO", "ONE")
         await self.until_ready()
 
     async def until_ready(self) -> None:
@@ -133,7 +146,7 @@ async def test_commands_commit_and_say_so_and_their_deliveries_follow(
     assert await stage.books.records_of(goal["id"]) == 1
 
 
-@pytest.mark.parametrize("how", ["frozen", "killed", "wiped"])
+@pytest.mark.parametrize("how", ["frozen", "killed", "wiped", "full", "demoted"])
 async def test_afterwards_events_flow_and_members_are_who_they_were(
     victim: Victim, how: str
 ) -> None:
@@ -145,7 +158,7 @@ async def test_afterwards_events_flow_and_members_are_who_they_were(
     refused = await stage.gateway.publish([stage.user("news")], "headline", {})
     await victim.give_back(how)
 
-    assert refused.status_code == (200 if how == "wiped" else 503)
+    assert refused.status_code == (200 if how in {"wiped", "full"} else 503)
     await stage.mark()
     goal = await stage.invited(viewer)
     await stage.assert_received(
