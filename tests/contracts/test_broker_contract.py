@@ -406,6 +406,7 @@ async def test_a_redis_that_became_a_replica_is_left_until_it_is_none(
         await node.broker.subscribe("1", "c")
         await admin.replicaof("127.0.0.1", "1")
 
+        assert isinstance(node.broker, RedisBroker)
         # Any write tells it, such as the renewal of the lease.
         refused = await node.broker.commands.run(packed("SET", "a", "b"))
         await until(lambda: not node.broker.alive)
