@@ -159,14 +159,12 @@ class Told(msgspec.Struct, frozen=True, tag=True):
         received_bytes: Counted up to what was expected, socket by socket, so that what one socket
             got twice doesn't hide what another lost.
         surplus_bytes: What came beyond that.
-        incomplete_sockets: Those that did not get all, closed ones among them.
         latencies_us: Of each event that was timed.
     """
 
     cpu_s: float
     received_bytes: int
     surplus_bytes: int
-    incomplete_sockets: int
     latencies_us: list[int] = []
 
 

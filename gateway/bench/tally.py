@@ -100,6 +100,5 @@ class Tally:
             cpu_s=time.process_time(),
             received_bytes=received,
             surplus_bytes=sum(self.counts.values()) - received,
-            incomplete_sockets=sum(count < expected_bytes for count in self.counts.values()),
             latencies_us=self._latencies_us,
         )
