@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 UNITS = ("_total", "_seconds", "_bytes", "_info")
-COUNTED_THINGS = {"connections", "app_connections", "subscriptions", "channels", "outbox_pending"}
+COUNTED_THINGS = {
+    "connections",
+    "app_connections",
+    "subscriptions",
+    "channels",
+    "outbox_pending",
+    "damaged_documents",
+}
 
 
 @pytest.fixture(autouse=True)
