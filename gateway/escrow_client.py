@@ -157,7 +157,7 @@ def _answer(status: int, content: bytes, key: str) -> EscrowAnswer:
     if HTTPStatus(200) <= status < HTTPStatus(300):
         try:
             acknowledged = _decode_acknowledgement(content).key == key
-        except (msgspec.DecodeError, UnicodeError):
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             acknowledged = False
         if acknowledged:
             return EscrowAnswer(Verdict.ACKNOWLEDGED)

@@ -136,7 +136,11 @@ def test_a_success_with_the_key_is_acknowledged(status: int) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"<h1>It works!</h1>", b"[]", b"{}", b'{"key":null}', b'{"key":"other"}', b"\xff"],
+    [
+        *(b"", b"<h1>It works!</h1>", b"[]", b"{}", b'{"key":null}', b'{"key":"other"}', b"\xff"),
+        b'{"a":' * 10_000,
+    ],
+    ids=lambda content: repr(content[:20]),
 )
 def test_a_success_without_the_key_is_not(content: bytes) -> None:
     assert _answer(200, content, KEY).verdict is Verdict.UNKNOWN
