@@ -1,6 +1,6 @@
 """Calls with a bearer token: whose they are, and their bodies as typed values.
 
-Whatever is wrong with a call is answered by `refused_as_problem`, so an endpoint reads like what
+Whatever is wrong with a call is answered by `owned`, so an endpoint reads like what
 it does when all is well.
 """
 

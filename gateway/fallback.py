@@ -4,11 +4,11 @@
     POST {prefix}/pusher/app/{key}/{server}/{session}/xhr             one poll
     POST {prefix}/pusher/app/{key}/{server}/{session}/xhr_send        a JSON array of messages
 
-The client picks `{server}/{session}` at random; who knows them is the session, so they are never
-logged. A session lives on the process that its first request came to. Messages that come to
-another process are handed to the right one over the control channel; streams and polls can't be,
-so the process that gets one opens a session of its own, which tells the client to connect anew.
-Behind a load balancer all requests of a session therefore belong on one node.
+The client picks `{server}/{session}` at random; who knows them speaks for the connection, so they
+are never logged. A connection lives on the process that its first request came to. Messages that
+come to another process are handed to the right one over the control channel; streams and polls
+can't be, so the process that gets one opens a connection of its own, which tells the client to
+connect anew. Behind a load balancer all requests of a connection therefore belong on one node.
 
 Source: docs/pusher-compatibility.md 1.10.
 """
@@ -27,7 +27,7 @@ from gateway import frames
 from gateway.admission import Admission
 from gateway.broker import BrokerUnavailable
 from gateway.errors import DISCONNECTS, CloseCode
-from gateway.fallback_session import FallbackSession, Stream
+from gateway.fallback_connection import FallbackConnection, Stream
 from gateway.handshake import Opening
 from gateway.opening import Refusal, admitted, app_now, prove
 from gateway.problem import BodyTooLargeError, DisconnectedError, header, read_body
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 # What the HTTP side of the server puts into the scope: ends the TCP connection at once.
 ABORT_EXTENSION: Final = "duet.abort"
-# Messages for sessions of other processes, all clients together; each costs every process a look.
+# Messages for other processes, all clients together; each costs every process a look.
 FORWARDED_PER_S: Final = 500
 
 _FORWARD: Final = "fallback_send"
@@ -77,7 +77,7 @@ _LINES: Final = (
 
 
 class _Name(NamedTuple):
-    """What tells one session from all others."""
+    """What a client calls its connection: pusher-js's word for one is session."""
 
     key: str
     server: str
@@ -85,17 +85,17 @@ class _Name(NamedTuple):
 
 
 class Fallback:
-    """The ASGI application below `/pusher/app/`, and the sessions of this process."""
+    """The ASGI application below `/pusher/app/`, and the connections of this process."""
 
     def __init__(self, path_prefix: str) -> None:
         self._prefix = path_prefix
         self.root = f"{path_prefix}/pusher/app/"
-        self._sessions: dict[_Name, FallbackSession] = {}
+        self._connections: dict[_Name, FallbackConnection] = {}
         self._shared = lines.SharedLines()
         self._forwarded: Rate | None = None
 
     def __len__(self) -> int:
-        return len(self._sessions)
+        return len(self._connections)
 
     def join(self, node: Node) -> None:
         """Takes messages that came to other processes; called once the node has been started."""
@@ -125,25 +125,25 @@ class Fallback:
     async def _stream(
         self, scope: Scope, receive: Receive, send: Send, node: Node, name: _Name, *, long: bool
     ) -> None:
-        session = self._sessions.get(name) or await self._open(scope, node, name)
-        if isinstance(session, Refusal):
-            await _answer(send, 200, _refusal_lines(session), _LINES)
+        connection = self._connections.get(name) or await self._open(scope, node, name)
+        if isinstance(connection, Refusal):
+            await _answer(send, 200, _refusal_lines(connection), _LINES)
             return
         stream = Stream(long=long, abort=_abort_of(scope))
-        session.take_over(stream)
-        node.spawn(_watch(receive, session, stream), "fallback_watch")
+        connection.take_over(stream)
+        node.spawn(_watch(receive, connection, stream), "fallback_watch")
         try:
             await send({"type": "http.response.start", "status": 200, "headers": _LINES})
-            while (body := await session.lines_for(stream)) is not None:
+            while (body := await connection.lines_for(stream)) is not None:
                 await send({"type": "http.response.body", "body": body, "more_body": True})
                 if not long:
                     break
             await send({"type": "http.response.body", "body": b""})
         finally:
-            session.let_go(stream)
+            connection.let_go(stream)
 
-    async def _open(self, scope: Scope, node: Node, name: _Name) -> FallbackSession | Refusal:
-        """The session that this request begins, or why there is none."""
+    async def _open(self, scope: Scope, node: Node, name: _Name) -> FallbackConnection | Refusal:
+        """The connection that this request begins, or why there is none."""
         query = scope["query_string"].decode("latin-1")
         opening = Opening(
             f"{self._prefix}/app/{name.key}?{query}",
@@ -163,22 +163,22 @@ class Fallback:
         app = app_now(node.apps, admission.app)
         if isinstance(app, CloseCode):
             return Refusal(app)
-        # Another request of the session may have opened it meanwhile.
-        return self._sessions.get(name) or self._begin(node, name, app, identity)
+        # Another request of the client may have opened it meanwhile.
+        return self._connections.get(name) or self._begin(node, name, app, identity)
 
     def _begin(
         self, node: Node, name: _Name, app: App, identity: Identity | None
-    ) -> FallbackSession | Refusal:
+    ) -> FallbackConnection | Refusal:
         if not node.has_room(app):
             return Refusal(CloseCode.OVER_CONNECTION_QUOTA)
-        session = FallbackSession(
+        connection = FallbackConnection(
             node, app, identity, self._shared.of, lambda _: self._forget(name)
         )
-        self._sessions[name] = session
-        return session
+        self._connections[name] = connection
+        return connection
 
     def _forget(self, name: _Name) -> None:
-        self._sessions.pop(name, None)
+        self._connections.pop(name, None)
 
     # Taking from the client
 
@@ -197,15 +197,15 @@ class Fallback:
             return
         except DisconnectedError:
             return
-        session = self._sessions.get(name)
-        if session is not None:
-            await session.receive(texts)
+        connection = self._connections.get(name)
+        if connection is not None:
+            await connection.receive(texts)
             await _answer(send, 204)
         else:
             await _answer(send, await self._forward(node, name, body))
 
     async def _forward(self, node: Node, name: _Name, body: bytes) -> int:
-        """The status for messages whose session is not here: where it is, nobody is asked."""
+        """The status for messages whose connection is not here: where it is, nobody is asked."""
         rate = self._forwarded
         if node.apps.by_key(name.key) is None:
             return 404
@@ -220,10 +220,10 @@ class Fallback:
         return 204
 
     def _take_forwarded(self, node: Node, data: dict[str, str]) -> None:
-        session = self._sessions.get(_Name(data["key"], data["server"], data["session"]))
-        if session is not None:
+        connection = self._connections.get(_Name(data["key"], data["server"], data["session"]))
+        if connection is not None:
             texts = _decode_messages(data["body"])
-            node.spawn(session.receive(texts), "fallback_receive")
+            node.spawn(connection.receive(texts), "fallback_receive")
 
 
 async def _prove_in_time(node: Node, token: str) -> Identity | Refusal:
@@ -233,11 +233,11 @@ async def _prove_in_time(node: Node, token: str) -> Identity | Refusal:
     return Refusal(CloseCode.OVER_CAPACITY)
 
 
-async def _watch(receive: Receive, session: FallbackSession, stream: Stream) -> None:
+async def _watch(receive: Receive, connection: FallbackConnection, stream: Stream) -> None:
     """Notices that the client has closed the answer, or that it is complete."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    session.let_go(stream)
+    connection.let_go(stream)
 
 
 def _abort_of(scope: Scope) -> Callable[[], None]:

@@ -55,7 +55,7 @@ def length_in_browser(line: bytes) -> int:
 
 
 class SharedLines:
-    """Makes each line once for all sessions that are given the same frames one after another.
+    """Makes each line once for all connections that are given the same frames one after another.
 
     Fan-out writes one bytes object to every connection of a channel.
     """

@@ -5,7 +5,7 @@
   more come, at most `join_wait_ms`, so that one write carries them all. A channel whose
   publications come in bursts is treated as busy from a burst's first one on, until it has waited
   in vain a few times.
-- **Slices.** After `slice_size` sockets the loop gets a turn; a channel with 10,000 sockets does
+- **Slices.** After `fanout_slice` sockets the loop gets a turn; a channel with 10,000 sockets does
   not stop anyone else. The channel's next batch waits until the slices of this one are done, so
   every socket keeps the channel's order.
 - **Cheap.** One write per socket and batch, of the same bytes object: no task, no copy, no JSON

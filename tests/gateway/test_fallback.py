@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from gateway import fallback_session
+from gateway import fallback_connection
 from gateway.apps import App, Apps
 from gateway.auth import sign_channel, sign_user
 from gateway.broker import MemoryBroker, MemoryBus
@@ -326,7 +326,7 @@ async def test_a_silent_poll_ends_with_a_heartbeat_and_the_next_one_hears_what_c
 async def test_a_session_ends_when_nobody_comes_back(
     streams: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fallback_session, "REOPEN_GRACE_S", 0.2)
+    monkeypatch.setattr(fallback_connection, "REOPEN_GRACE_S", 0.2)
     settings = settings_for_tests(handshake_timeout_s=0.2)
     async with (
         running_gateway(settings) as gateway,
@@ -361,7 +361,7 @@ async def test_a_stream_that_has_carried_its_share_waits_for_the_next_one() -> N
             line = await client.line()
             carried += len(line) + 1
             numbers += [json.loads(json.loads(text)["data"])["number"] for text in _texts(line)]
-            if carried > fallback_session.STREAM_UNITS:
+            if carried > fallback_connection.STREAM_UNITS:
                 # As pusher-js does: at this line, whatever may come behind it.
                 await client.reopen()
                 opened += 1

@@ -241,7 +241,7 @@ async def test_a_peer_that_leaves_during_the_handshake_leaves_nothing(
     try:
         _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(sent)
-        await writer.drain()
+        await until(lambda: bool(gateway.server.server_state.connections))
         writer.close()
         await writer.wait_closed()
     finally:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from gateway.apps import App, Apps
 from gateway.auth import sign_channel, sign_user
 from gateway.broker import MemoryBroker, MemoryBus
+from gateway.fallback_connection import FallbackConnection
 from gateway.fallback_lines import messages_line
-from gateway.fallback_session import FallbackSession
 from gateway.node import Node
 from gateway.occupancy import MemoryTotals
 from gateway.presence import MemoryPresence, MemoryStore
@@ -156,22 +156,22 @@ class Cluster:
                     **shared._asdict(),
                 )
             )
-        self.sessions: dict[int, FallbackSession] = {}
+        self.connections: dict[int, FallbackConnection] = {}
 
     async def apply(self, act: Act) -> None:
         kind, number, what = act
-        session = self.sessions.get(number)
-        if kind == "come" and session is None:
+        connection = self.connections.get(number)
+        if kind == "come" and connection is None:
             node, app = what
-            self.sessions[number] = FallbackSession(
+            self.connections[number] = FallbackConnection(
                 self.nodes[node], app, None, messages_line, lambda _: None
             )
-        elif session is None:
+        elif connection is None:
             return
         elif kind == "go":
-            self.sessions.pop(number).abort()
+            self.connections.pop(number).abort()
         else:
-            await session.receive([json.dumps(message(session, kind, what))])
+            await connection.receive([json.dumps(message(connection, kind, what))])
         await self.settle()
 
     async def settle(self) -> None:
@@ -182,8 +182,8 @@ class Cluster:
         await asyncio.sleep(0)
 
     async def stop(self) -> None:
-        for session in self.sessions.values():
-            session.abort()
+        for connection in self.connections.values():
+            connection.abort()
         await self.settle()
         for node in self.nodes:
             await node.stop(0)
@@ -191,14 +191,14 @@ class Cluster:
     def subscriptions(self, number: int) -> dict[str, str | None]:
         return {
             channel: None if member is None else member.user_id
-            for channel, member in self.sessions[number].pusher.subscriptions.items()
+            for channel, member in self.connections[number].pusher.subscriptions.items()
             if not channel.startswith(HIDDEN)
         }
 
 
-def message(session: FallbackSession, kind: str, what: Any) -> dict[str, Any]:
+def message(connection: FallbackConnection, kind: str, what: Any) -> dict[str, Any]:
     """The frame that a client sends for it."""
-    pusher = session.pusher
+    pusher = connection.pusher
     match kind:
         case "join":
             channel, user = what
@@ -232,7 +232,7 @@ async def play(script: Iterable[Act]) -> None:
 
 
 async def compare(cluster: Cluster, model: Model) -> None:
-    assert set(cluster.sessions) == set(model.connections)
+    assert set(cluster.connections) == set(model.connections)
     for number, known in model.connections.items():
         assert cluster.subscriptions(number) == known.joined
     for index, node in enumerate(cluster.nodes):

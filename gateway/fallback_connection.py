@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 # Proxies commonly end answers that are silent for 30 s.
 HEARTBEAT_S: Final = 25.0
-# How long a session may be without a stream or a poll: a round trip of a slow network, or two.
+# How long one may be without a stream or a poll: a round trip of a slow network, or two.
 REOPEN_GRACE_S: Final = 5.0
 # How long the last words wait for whoever fetches them.
 _CLOSE_GRACE_S: Final = 3.0
@@ -46,7 +46,7 @@ _CHUNK_BYTES: Final = 65_536
 
 
 class Phase(IntEnum):
-    """Where a session is in its life."""
+    """Where a connection is in its life."""
 
     OPEN = 0
     CLOSING = 1  # the close line waits to be fetched
@@ -54,7 +54,7 @@ class Phase(IntEnum):
 
 
 class Stream:
-    """One HTTP answer that takes a session's lines.
+    """One HTTP answer that takes a connection's lines.
 
     Attributes:
         long: A stream; otherwise a poll, which ends with the first lines.
@@ -77,7 +77,7 @@ class Stream:
         return self.long and self.units > STREAM_UNITS
 
 
-class FallbackSession:
+class FallbackConnection:
     """A connection whose bytes go by HTTP; for node, hub and protocol it is one like any other.
 
     Attributes:
@@ -115,7 +115,7 @@ class FallbackSession:
         app: App,
         identity: Identity | None,
         line_of: Callable[[bytes], bytes],
-        forget: Callable[[FallbackSession], None],
+        forget: Callable[[FallbackConnection], None],
     ) -> None:
         """Opens the connection on a node that has room for it.
 
@@ -124,7 +124,7 @@ class FallbackSession:
             app: Whose connection it is.
             identity: What a token has proved.
             line_of: Frames to a line.
-            forget: Called once, when the session has ended.
+            forget: Called once, when the connection has ended.
         """
         self.node = node
         self.bucket = -1
