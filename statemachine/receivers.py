@@ -84,7 +84,7 @@ class Occurrence:
     args: Mapping[str, object]
 
 
-# --- effects of the commit phase ------------------------------------------------------------
+# Effects of the commit phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class KeepSources:
     session_id: str
 
 
-# --- effects of the deliver phase -----------------------------------------------------------
+# Effects of the deliver phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +275,7 @@ def authorization(
     }
 
 
-# --- commit phase of goal.ended -------------------------------------------------------------
+# Commit phase of goal.ended
 
 
 def set_embedded_goal_ended(occurrence: Occurrence) -> Sequence[Effect]:
@@ -325,7 +325,7 @@ def snapshot_rtc_sources(occurrence: Occurrence) -> Sequence[Effect]:
     return (KeepSources(occurrence.session_id),)
 
 
-# --- deliver phase --------------------------------------------------------------------------
+# Deliver phase
 
 
 def invalidate_get_session_token_view_cache(occurrence: Occurrence) -> Sequence[Effect]:

@@ -21,7 +21,7 @@ from persistence.embedded import start_embedded
 from persistence.scratch import drop_database
 
 if TYPE_CHECKING:
-    from tests.faults.chaos import ChaosOptions, ChaosResult
+    from tests.faults.chaos import Chaos, ChaosOptions, ChaosResult
 
 _LOG_TAIL_CHARACTERS = 4_000
 
@@ -66,12 +66,7 @@ def run(
             options, stores, apps_file, log, lambda done: progress.update(bar, completed=done)
         )
         try:
-            result = asyncio.run(chaos.run())
-        except ExceptionGroup as early:
-            # What was found until then counts, and so does that nothing more was.
-            result = chaos.result
-            text = "".join(traceback.format_exception(early))
-            result.violations.append(f"the run ended early: {text}")
+            result = _played(chaos)
         finally:
             if servers.mongodb is None:
                 drop_database(servers.mongodb_url, name)
@@ -82,6 +77,16 @@ def run(
     if result.violations:
         Console(stderr=True).print(last_words, highlight=False, markup=False)
     return not result.violations
+
+
+def _played(chaos: Chaos) -> ChaosResult:
+    try:
+        return asyncio.run(chaos.run())
+    except ExceptionGroup as early:
+        # What was found until then counts, and so does that nothing more was.
+        text = "".join(traceback.format_exception(early))
+        chaos.result.violations.append(f"the run ended early: {text}")
+        return chaos.result
 
 
 def _show(options: ChaosOptions, result: ChaosResult) -> None:

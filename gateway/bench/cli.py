@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gateway.bench.errors import BenchError
-from gateway.bench.launch import check_files, launch
+from gateway.bench.launch import check_files, give_up, launch
 from gateway.bench.options import (
     EventBytes,
     Json,
@@ -253,7 +253,6 @@ def chaos(
             redis_url=redis_url,
         )
     except (BenchError, EmbeddedError) as fault:
-        typer.echo(f"duet: {' '.join(str(fault).split())}", err=True)
-        raise SystemExit(1) from None
+        give_up(fault)
     if not kept:
         raise SystemExit(1)

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -47,8 +47,13 @@ def launch(
     except* (BenchError, EmbeddedError, StoreUnavailable) as errors:
         fault = _first(errors)
     if fault is not None:
-        typer.echo(f"duet: {' '.join(str(fault).split())}", err=True)
-        raise SystemExit(1)
+        give_up(fault)
+
+
+def give_up(fault: BaseException) -> NoReturn:
+    """Ends the process with code 1, after one line that says why."""
+    typer.echo(f"duet: {' '.join(str(fault).split())}", err=True)
+    raise SystemExit(1)
 
 
 def check_files(json_file: Path | None, plot_file: Path | None) -> None:

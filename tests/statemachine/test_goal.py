@@ -104,7 +104,7 @@ def refused(
     return rejection
 
 
-# --- the table ------------------------------------------------------------------------------
+# The table
 
 
 @pytest.mark.parametrize(("state", "name", "role"), CELLS)
@@ -187,7 +187,7 @@ def test_only_an_invitation_is_active() -> None:
     assert active == {"invite"}
 
 
-# --- times ----------------------------------------------------------------------------------
+# Times
 
 
 @pytest.mark.parametrize("late", [timedelta(), MILLISECOND, timedelta(days=1)])
@@ -282,7 +282,7 @@ def test_a_declined_goal_says_why() -> None:
     assert rejection.message == "This goal has already been declined (stream ended)."
 
 
-# --- exp and deadlines that a decision sets -------------------------------------------------
+# Exp and deadlines that a decision sets
 
 
 def test_an_invitation_stands_for_its_time_to_live() -> None:
@@ -348,7 +348,7 @@ def test_the_constants_are_the_requirements() -> None:
     assert (limits.invitation_ttl_s, limits.refund_delay_s, limits.show_grace_s) == (60, 65, 60)
 
 
-# --- people ---------------------------------------------------------------------------------
+# People
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_the_wrong_role_is_told_who_could() -> None:
     )
 
 
-# --- the Session ----------------------------------------------------------------------------
+# The Session
 
 WANTS_SESSION = [
     (GoalState.NONE, CommandName.INVITE, Role.VIEWER),
@@ -462,7 +462,7 @@ def test_nobody_invites_himself() -> None:
     assert answer.code is RejectionCode.OWN_SESSION
 
 
-# --- terms ----------------------------------------------------------------------------------
+# Terms
 
 LIMITS = Limits(amount_max_minor=1000, prepaid_duration_max_s=600)
 
@@ -512,7 +512,7 @@ def test_terms_are_asked_of_invitations_alone() -> None:
     assert isinstance(decision, Decision)
 
 
-# --- the order of the checks ----------------------------------------------------------------
+# The order of the checks
 
 
 def test_a_person_hears_first_of_what_became_of_the_goal_then_of_the_time_then_of_the_session() -> (

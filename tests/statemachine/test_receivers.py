@@ -101,7 +101,7 @@ def effects_of(name: str, about: Occurrence, registry: Registry | None = None) -
     return receiver.react(about)
 
 
-# --- who runs -------------------------------------------------------------------------------
+# Who runs
 
 
 @pytest.mark.parametrize("signal", list(Signal))
@@ -224,7 +224,7 @@ def test_a_receiver_that_no_code_serves_is_found_by_nobody() -> None:
     assert registry.named("nobody", Signal.GOAL_ADDED, TRIGGER_EXCLUSIVE_GOAL) is None
 
 
-# --- commit phase ---------------------------------------------------------------------------
+# Commit phase
 
 
 def test_set_embedded_goal_ended_after_an_agreement() -> None:
@@ -292,7 +292,7 @@ def test_snapshot_rtc_sources_keeps_the_shows_sources() -> None:
     assert effects_of("snapshot_rtc_sources", SHOW_ENDED) == (KeepSources("b" * 24),)
 
 
-# --- deliver phase --------------------------------------------------------------------------
+# Deliver phase
 
 
 @pytest.mark.parametrize("about", [AGREED, DISAGREED, SHOW_ENDED])
