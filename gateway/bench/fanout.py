@@ -21,6 +21,7 @@ from gateway.bench.crowd import crowd_of
 from gateway.bench.errors import BenchError
 from gateway.bench.http import HttpConnection, http_request
 from gateway.bench.paired import Found, measure_in_turn, paired_report
+from gateway.bench.publishing import EVENT, check_accepted, filling
 from gateway.bench.results import Row, measures_of, percentile
 from gateway.bench.watch import Watch
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from gateway.bench.watch import Cost
 
 _CHANNEL: Final = "bench-fanout"
-_EVENT: Final = "tick"
 _ROUND_DEADLINE_S: Final = 10.0
 _PROBE_PAUSE_S: Final = 0.001
 _MIB: Final = 1024 * 1024
@@ -72,11 +72,8 @@ class Fanout:
         self._crowd = crowd
         self._options = options
         self._bursts = {f"burst {burst}": burst for burst in options.bursts}
-        least = target.delivered_bytes(_CHANNEL, _EVENT, "")
-        # The frame's header grows with the event: it is not a part of what was asked for.
-        header = 2 if least < 128 else 4
-        self._data = "x" * max(0, options.event_bytes + header - least)
-        self._frame_bytes = target.delivered_bytes(_CHANNEL, _EVENT, self._data)
+        self._data = filling(target, _CHANNEL, options.event_bytes)
+        self._frame_bytes = target.delivered_bytes(_CHANNEL, EVENT, self._data)
         self._connections: list[HttpConnection] = []
         self._probe: HttpConnection | None = None
 
@@ -168,7 +165,7 @@ class Fanout:
 
     async def _round(self, number: int, burst: int) -> float | None:
         """Seconds from the first publication to the last socket; None when some got too little."""
-        requests = self._target.burst_requests(_CHANNEL, _EVENT, self._data, burst)
+        requests = self._target.burst_requests(_CHANNEL, EVENT, self._data, burst)
         started_s = time.monotonic()
         answers = [
             connection.send(request)
@@ -178,10 +175,7 @@ class Fanout:
         try:
             async with asyncio.timeout(_ROUND_DEADLINE_S):
                 for answer in answers:
-                    status, body = await answer
-                    if status != 200:
-                        text = body.decode(errors="replace").strip()
-                        raise BenchError(f"a publication was refused: HTTP {status} {text}")
+                    check_accepted(*await answer)
         except TimeoutError:
             raise BenchError(f"a publication was not answered in {_ROUND_DEADLINE_S:g} s") from None
         return None if over_s is None else over_s - started_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from gateway.bench.errors import BenchError
@@ -25,6 +26,25 @@ _ANSWER_DEADLINE_S: Final = 10.0
 _LATE_S: Final = 0.02
 
 
+def filling(target: Target, channel: str, event_bytes: int, head: str = "") -> str:
+    """What makes an event, whose data begin with `head`, as long as a subscriber is to get it."""
+    least = target.delivered_bytes(channel, EVENT, head)
+    # The frame's header grows with the event: it is not a part of what was asked for.
+    header = 2 if least < 128 else 4
+    return "x" * max(0, event_bytes + header - least)
+
+
+def check_accepted(status: int, body: bytes) -> None:
+    """Looks at the answer to a publication.
+
+    Raises:
+        BenchError: It is refused.
+    """
+    if status != HTTPStatus.OK:
+        text = body.decode(errors="replace").strip()
+        raise BenchError(f"a publication was refused: HTTP {status} {text}")
+
+
 class Event:
     """An event of a given length for channels whose names are equally long.
 
@@ -33,10 +53,7 @@ class Event:
     """
 
     def __init__(self, target: Target, channel: str, event_bytes: int) -> None:
-        least = target.delivered_bytes(channel, EVENT, STAMP + "0" * STAMP_DIGITS)
-        # The frame's header grows with the event: it is not a part of what was asked for.
-        header = 2 if least < 128 else 4
-        self._filling = "x" * max(0, event_bytes + header - least)
+        self._filling = filling(target, channel, event_bytes, STAMP + "0" * STAMP_DIGITS)
         self.frame_bytes = target.delivered_bytes(channel, EVENT, self.data())
 
     def data(self) -> str:
@@ -79,9 +96,7 @@ class Publishers:
             raise BenchError(
                 f"a publication was not answered in {_ANSWER_DEADLINE_S:g} s"
             ) from None
-        if status != 200:
-            text = body.decode(errors="replace").strip()
-            raise BenchError(f"a publication was refused: HTTP {status} {text}")
+        check_accepted(status, body)
         self._free.put_nowait(connection)
 
     async def flat_out(self, requests: Iterable[Callable[[], bytes]]) -> None:
