@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from pymongo import ReturnDocument, UpdateOne
+from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
 from persistence.documents import Goal
@@ -12,7 +13,6 @@ from persistence.errors import Conflict, StoreDamaged
 from persistence.faults import Step, reached
 from persistence.goal_writes import (
     GoalWrite,
-    SessionWrite,
     Writer,
     facts_of,
     keeps_sources,
@@ -20,6 +20,7 @@ from persistence.goal_writes import (
 )
 from persistence.intents import Delivery, Done, Intent
 from persistence.rows import goal_row
+from persistence.transactions import Lengths, Transactions, Writes
 from persistence.views import goal_view
 from statemachine.goal import Command, CommandName, Decision, GoalState, Limits, Role, decide
 
@@ -44,6 +45,7 @@ class Commits:
 
     Attributes:
         writer: what builds the writes.
+        transactions: in which they are written.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Commits:
         self._store = store
         self._limits = limits
         self._requests = requests
+        self.transactions = Transactions(store)
         self.writer = Writer(registry, limits, store.owner, store.options.lease_s)
 
     async def commit(
@@ -61,71 +64,33 @@ class Commits:
         write, effects = self.writer.goal_write(goal, decision, now, intent.client_id)
         session_write = self.writer.session_write(session, write.after, decision, effects)
         done = Done(goal=goal_view(write.after), session_id=str(session.id))
+        writes = Writes(
+            intent.command,
+            goals=[(write.guard, write.update())],
+            ledger=write.ledger,
+            calls=write.calls,
+            requests=self._requests.kept(intent, done, now),
+            # Only what raises the version adds to an outbox: one that was empty is so still.
+            outbox_of=goal.id if goal.outbox else None,
+        )
+        if session_write is not None:
+            writes.sessions.append((session_write.guard, session_write.pipeline()))
+        _add_show(writes, write.after, session, decision, effects, now)
 
-        async def body() -> list[Delivery]:
-            deliveries = await self._apply(write)
-            reached(Step.IN_TRANSACTION, intent.command)
-            if session_write is not None:
-                await self._apply_to_session(session_write)
-                if session_write.cleans_up:
-                    deliveries += await self._supersede_others(session, now)
-            if write.ledger:
-                await self.post(write.ledger)
-            if write.calls:
-                await self._store.escrow_calls.insert_many(write.calls)
-            await self._apply_to_show(write.after, session, decision, effects, now)
-            await self._requests.remember(intent, done, now)
-            reached(Step.BEFORE_COMMIT, intent.command)
-            return deliveries
-
-        deliveries = await self._store.transact(body)
+        if session_write is not None and session_write.cleans_up:
+            deliveries = await self.transactions.alone(
+                writes, partial(self._with_the_others, write, session, now)
+            )
+        else:
+            deliveries = _deliveries(write, await self.transactions.commit(writes))
         reached(Step.AFTER_COMMIT, intent.command)
         return Done(done.goal, done.session_id, tuple(deliveries))
 
-    async def _apply(self, write: GoalWrite) -> list[Delivery]:
-        """The compare-and-set of `deactivate_goal`, on the document as it was before."""
-        before = await self._store.goals.find_one_and_update(
-            write.guard,
-            write.update(),
-            projection={"outbox.event_id": True},
-            return_document=ReturnDocument.BEFORE,
-        )
-        if before is None:
-            raise Conflict
-        delivery = write.delivery(len(before.get("outbox", ())))
-        return [delivery] if delivery else []
-
-    async def _apply_to_session(self, write: SessionWrite) -> None:
-        updated = await self._store.sessions.update_one(write.guard, write.pipeline())
-        if updated.matched_count == 0:
-            raise Conflict
-
-    async def _apply_to_show(
-        self,
-        goal: Goal,
-        session: Session,
-        decision: Decision,
-        effects: Sequence[Effect],
-        now: datetime,
-    ) -> None:
-        """Creates the ExclusiveGoal when a show starts, deactivates it when it ends."""
-        if decision.command is CommandName.START:
-            assert decision.due is not None
-            await self._store.goals.insert_one(goal_row(show_of(goal, decision.due.at, now)))
-        elif decision.command is CommandName.FINISH:
-            changes: Row = {
-                "active": False,
-                "state": GoalState.ENDED.value,
-                "outcome": goal.outcome.value if goal.outcome else None,
-            }
-            if keeps_sources(effects):
-                changes["rtc_sources"] = session.rtc_sources
-            updated = await self._store.goals.update_one(
-                {"_id": goal.exclusive_goal, "active": True},
-                {"$set": changes, "$min": {"exp": now}, "$inc": {"version": 1}},
-            )
-            if updated.matched_count == 0:
-                raise Conflict
+    async def _with_the_others(
+        self, write: GoalWrite, session: Session, now: datetime, lengths: Lengths
+    ) -> list[Delivery]:
+        """Supersedes the other invitations of the Session in the same transaction."""
+        return _deliveries(write, lengths) + await self._supersede_others(session, now)
 
     async def _supersede_others(self, session: Session, now: datetime) -> list[Delivery]:
         """Unsets the other pairs of the Session and declines their invitations.
@@ -205,9 +170,7 @@ class Commits:
             updates.append(UpdateOne(write.guard, write.update()))
             ledger += write.ledger
             calls += write.calls
-            delivery = write.delivery(len(goal.outbox))
-            if delivery is not None:
-                deliveries.append(delivery)
+            deliveries += write.deliveries(len(goal.outbox))
         if updates:
             written = await self._store.goals.bulk_write(updates, ordered=False)
             if written.matched_count != len(updates):
@@ -230,6 +193,35 @@ class Commits:
             if any(each["code"] == _DUPLICATE for each in error.details["writeErrors"]):
                 raise StoreDamaged(f"the ledger has this posting already: {error}") from error
             raise
+
+
+def _deliveries(write: GoalWrite, lengths: Lengths) -> list[Delivery]:
+    added = len(write.entries)
+    return write.deliveries(lengths.get(write.goal_id, added) - added)
+
+
+def _add_show(
+    writes: Writes,
+    goal: Goal,
+    session: Session,
+    decision: Decision,
+    effects: Sequence[Effect],
+    now: datetime,
+) -> None:
+    """Creates the ExclusiveGoal when a show starts, deactivates it when it ends."""
+    if decision.command is CommandName.START:
+        assert decision.due is not None
+        writes.new_goals.append(goal_row(show_of(goal, decision.due.at, now)))
+    elif decision.command is CommandName.FINISH:
+        changes: Row = {
+            "active": False,
+            "state": GoalState.ENDED.value,
+            "outcome": goal.outcome.value if goal.outcome else None,
+        }
+        if keeps_sources(effects):
+            changes["rtc_sources"] = session.rtc_sources
+        ended = {"$set": changes, "$min": {"exp": now}, "$inc": {"version": 1}}
+        writes.goals.append(({"_id": goal.exclusive_goal, "active": True}, ended))
 
 
 def damaged(error: DuplicateKeyError) -> StoreDamaged:

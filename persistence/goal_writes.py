@@ -149,14 +149,14 @@ class GoalWrite:
             stages.append({"$unset": self.unset_fields})
         return stages
 
-    def delivery(self, before_outbox: int) -> Delivery | None:
+    def deliveries(self, before_outbox: int) -> list[Delivery]:
         """What this process delivers; nothing when earlier entries are still on their way.
 
         Whoever delivers those goes on with these: one goal's events keep their order.
         """
         if not self.entries or before_outbox:
-            return None
-        return Delivery(self.goal_id, tuple(self.entries))
+            return []
+        return [Delivery(self.goal_id, tuple(self.entries))]
 
 
 def facts_of(goal: Goal, session: Session, *, taken: bool = False) -> GoalFacts:

@@ -16,10 +16,13 @@ from persistence.intents import Answer, Intent, Refused
 from persistence.invitations import Invitations
 from persistence.requests import RequestRecords
 from persistence.rows import object_id
+from persistence.sharing import Shared
 from persistence.views import goal_view
 from statemachine.goal import Command, GoalState, Limits, Rejection, Role, decide
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bson import ObjectId
 
     from persistence.escrow_port import EscrowPort
@@ -56,6 +59,7 @@ class Goals:
         self._limits = limits
         self._requests = RequestRecords(store)
         self.holds = Holds(store, self._requests, port) if port is not None else None
+        self._loads = Shared(self._load, store.options.at_once)
         self.commits = Commits(store, registry, limits, self._requests)
         self._invitations = Invitations(store, self.commits, limits, self._requests, self.holds)
 
@@ -122,17 +126,20 @@ class Goals:
         """
         key = object_id(intent.goal_id or "")
         while key is not None:
-            rows = await (
-                await self._store.goals.aggregate([{"$match": {"_id": key}}, *_WITH_SESSION])
-            ).to_list()
-            if not rows:
+            row = (await self._loads.do(key)).get(key)
+            if row is None:
                 return None
-            session = rows[0].pop("session")
-            goal = Goal.model_validate(rows[0])
+            goal = Goal.model_validate(row)
             if goal.cls != EXCLUSIVE_GOAL:
-                return goal, Session.model_validate(session)
+                return goal, Session.model_validate(row["session"])
             key = goal.trigger_goal
         return None
+
+    async def _load(self, keys: Sequence[ObjectId]) -> dict[ObjectId, Row]:
+        """Reads goals, each with its Session."""
+        match = {"$match": {"_id": {"$in": keys} if len(keys) > 1 else keys[0]}}
+        rows = await self._store.goals.aggregate([match, *_WITH_SESSION])
+        return {row["_id"]: row async for row in rows}
 
     async def _advance(self, intent: Intent, goal: Goal, session: Session) -> Answer:
         """Moves an existing goal on."""

@@ -24,6 +24,7 @@ from persistence.goal_writes import facts_of
 from persistence.holds import Hold, Holds
 from persistence.intents import Answer, Delivery, Done, Intent, Refused
 from persistence.rows import goal_row, object_id
+from persistence.transactions import Writes
 from persistence.views import goal_view
 from statemachine.goal import (
     Command,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from persistence.requests import RequestRecords
     from persistence.store import Store
 
+# A popular stream has a thousand pairs: each of its invitations would read all of them.
+_WEIGHED = ("user", "active", "status", "created_at", "version", "schema_version")
 _NO_SESSION = Refused("unknown_session", "There is no such session.")
 
 
@@ -136,7 +139,9 @@ class Invitations:
         assert intent.terms is not None
         assert intent.user_id is not None
         session_id = object_id(intent.terms.session_id)
-        session = await self._session(session_id) if session_id is not None else None
+        session = (
+            await self._session(session_id, intent.user_id) if session_id is not None else None
+        )
         if session is None:
             return _NO_SESSION
         now = self._store.clock.now()
@@ -193,31 +198,31 @@ class Invitations:
             row |= self._writer.outbox_lease(now)
         pair = Pair(trigger_exclusive_goal=goal.id).model_dump(exclude_none=True)
         done = Done(goal=goal_view(standing), session_id=str(session.id))
-        goal_id = goal.id
-
-        async def body() -> None:
-            updated = await self._store.sessions.update_one(
-                {"_id": session.id, "version": session.version, "active": True},
-                {
-                    "$set": {f"exclusive_goal_pairs.{intent.user_id}": pair},
-                    "$inc": {"version": 1},
-                },
-            )
-            if updated.matched_count == 0:
-                raise Conflict
-            reached(Step.IN_TRANSACTION, intent.command)
-            await self._store.goals.insert_one(row)
-            await self._commits.post(self._writer.ledger_rows(standing, decision, now))
-            if hold is not None and self._holds is not None:
-                await self._holds.stands(hold)
-            await self._requests.remember(intent, done, now)
-            reached(Step.BEFORE_COMMIT, intent.command)
-
-        await self._store.transact(body)
+        guard = {"_id": session.id, "version": session.version, "active": True}
+        paired = {
+            "$set": {f"exclusive_goal_pairs.{intent.user_id}": pair},
+            "$inc": {"version": 1},
+        }
+        writes = Writes(
+            intent.command,
+            sessions=[(guard, paired)],
+            new_goals=[row],
+            ledger=self._writer.ledger_rows(standing, decision, now),
+            requests=self._requests.kept(intent, done, now),
+        )
+        if hold is not None and self._holds is not None:
+            stands = self._holds.stands
+            await self._commits.transactions.alone(writes, lambda _: stands(hold))
+        else:
+            await self._commits.transactions.commit(writes)
         reached(Step.AFTER_COMMIT, intent.command)
-        deliveries = (Delivery(goal_id, tuple(entries)),) if entries else ()
+        deliveries = (Delivery(goal.id, tuple(entries)),) if entries else ()
         return Done(done.goal, done.session_id, deliveries)
 
-    async def _session(self, session_id: ObjectId) -> Session | None:
-        row = await self._store.sessions.find_one({"_id": session_id})
+    async def _session(self, session_id: ObjectId, viewer_id: str) -> Session | None:
+        """The Session as an invitation is weighed by it, with the viewer's own pair and pass."""
+        row = await self._store.sessions.find_one(
+            {"_id": session_id},
+            [*_WEIGHED, f"exclusive_goal_pairs.{viewer_id}", f"viewers.{viewer_id}"],
+        )
         return Session.model_validate(row) if row else None

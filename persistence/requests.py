@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pymongo.errors import DuplicateKeyError
 
@@ -11,7 +11,7 @@ from persistence.intents import Answer, Done, Intent, Refused
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from persistence.store import Store
+    from persistence.store import Row, Store
 
 REUSED = "request_id_reused"
 
@@ -22,16 +22,12 @@ class RequestRecords:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def remember(self, intent: Intent, answer: Answer, now: datetime) -> None:
-        """Keeps an answer; inside a transaction it is kept only with the command's effect.
-
-        Raises:
-            DuplicateKeyError: the request has an answer already.
-        """
+    def kept(self, intent: Intent, answer: Answer, now: datetime) -> list[Row]:
+        """The answer as it is kept; nothing of a request without an id."""
         key = intent.request_key
         if key is None:
-            return
-        row: dict[str, Any] = {
+            return []
+        row: Row = {
             "_id": key,
             "fingerprint": intent.fingerprint,
             "goal": answer.goal,
@@ -41,7 +37,7 @@ class RequestRecords:
             row["error"] = {"code": answer.code, "message": answer.message}
         else:
             row["session_id"] = answer.session_id
-        await self._store.requests.insert_one(row)
+        return [row]
 
     async def answer_of(self, intent: Intent) -> Answer | None:
         """The answer that this request was given before, if it was and can't be undone."""
@@ -63,11 +59,12 @@ class RequestRecords:
         What it is refused for has been read from a primary that may have lost its majority. The
         answer's own record waits for the majority, and one without a record asks for it.
         """
-        if intent.request_key is None:
+        kept = self.kept(intent, refused, now)
+        if not kept:
             await self._store.certain_requests.find_one({"_id": None}, {"_id": True})
             return refused
         try:
-            await self.remember(intent, refused, now)
+            await self._store.requests.insert_one(kept[0])
         except DuplicateKeyError:
             return await self.answer_of(intent) or refused
         return refused

@@ -20,7 +20,7 @@ import pymongo
 import structlog
 from beanie import init_beanie
 from pymongo import AsyncMongoClient, ReadPreference
-from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.errors import DuplicateKeyError, PyMongoError, WriteError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -52,6 +52,8 @@ _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 Row = dict[str, Any]
 
+# MongoDB's code of a key that is there already.
+_DUPLICATE = 11000
 # What the driver is given of a command's deadline; the rest is for the answer.
 _DRIVER_SHARE = 0.9
 # What a command may wait of it for its Session, and for a place in front of the pool, before it
@@ -94,6 +96,7 @@ class StoreOptions:
     Attributes:
         pool_size: connections of the driver's pool.
         concurrency: commands that use the database at the same time; the others wait in order.
+        at_once: loads, and transactions, under way from which on commands share the next one.
         queue_size: commands that may wait, at most a quarter of them for one Session; one more is
             refused at once.
         deadline_s: for one command as a whole, waiting included.
@@ -102,6 +105,7 @@ class StoreOptions:
 
     pool_size: int = 32
     concurrency: int = 16
+    at_once: int = 2
     queue_size: int = 1000
     deadline_s: float = 2.0
     lease_s: float = 5.0
@@ -315,6 +319,24 @@ class Store:
             except BaseException:
                 await self._end_transaction(session.session_id["id"])
                 raise
+
+    async def write(self, command: Row) -> int:
+        """Sends `insert` or `update` as it is, inside a transaction.
+
+        The driver's own methods cost a tenth of an agreement more, and find less in one round trip.
+
+        Returns:
+            How many documents it found, or inserted.
+
+        Raises:
+            DuplicateKeyError: a key is there already.
+            WriteError: the database refused a document.
+        """
+        answer = await self._database.command(command)
+        for error in answer.get("writeErrors", ()):
+            kind = DuplicateKeyError if error["code"] == _DUPLICATE else WriteError
+            raise kind(error["errmsg"], error["code"], error)
+        return int(answer["n"])
 
     async def _end_transaction(self, session_id: object) -> None:
         """Ends what a transaction that ran out of time may have left open on the server.

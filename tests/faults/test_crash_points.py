@@ -258,6 +258,60 @@ async def test_a_second_gateway_finishes_what_a_killed_one_began(
     await each_at_its_lane(lanes, points, case)
 
 
+TOGETHER = 8
+
+
+async def agree_together(gateway: ForkedGateway, asked: list[tuple[Scene, Act]]) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        for scene, act in asked:
+            tasks.create_task(perform(scene, gateway, act))
+
+
+async def prepared(lane: Lane) -> list[tuple[Scene, Act]]:
+    """Eight invitations to eight streamers, which are about to be agreed to."""
+    scenes = [lane.scene() for _ in range(TOGETHER)]
+    return [(scene, await scene.prepare(lane.gateway, "agree")) for scene in scenes]
+
+
+@pytest.mark.parametrize("step", [Step.IN_TRANSACTION, Step.BEFORE_COMMIT, Step.AFTER_COMMIT])
+async def test_commands_that_share_a_transaction_are_written_or_not_each_as_a_whole(
+    lanes: list[Lane], step: Step
+) -> None:
+    lane = lanes[0]
+    await lane.ready()
+    gateway = lane.gateway
+    asked = await prepared(lane)
+    # The first two have transactions of their own; of the others some in the middle is the last.
+    await gateway.arm(CrashPoint(step, "agree", TOGETHER - 3))
+
+    await agree_together(gateway, asked)
+    assert await gateway.until_dead(DIES_WITHIN_S)
+    await gateway.start()
+
+    wrong: list[str] = []
+    for scene, act in asked:
+        await repeat(scene, gateway, act)
+        wrong += await verdict(scene, gateway)
+    assert not wrong, "\n".join(wrong)
+
+
+async def test_commands_that_come_together_do_share_a_transaction(lanes: list[Lane]) -> None:
+    """Without it the test above would prove nothing."""
+    lane = lanes[0]
+    await lane.ready()
+    asked = await prepared(lane)
+    await lane.gateway.arm(None)
+
+    await agree_together(lane.gateway, asked)
+
+    names = [step for step, detail in await lane.gateway.steps() if detail == "agree"]
+    halfway = "".join("x" if name == Step.IN_TRANSACTION else " " for name in names)
+    # Two may be under way at once, so three in a row are of one transaction.
+    assert "xxx" in halfway
+    for scene, _ in asked:
+        assert not await verdict(scene, lane.gateway)
+
+
 @dataclass(slots=True)
 class Listeners:
     """The parties' sockets; what they hear is part of the history."""

@@ -113,14 +113,14 @@ async def assert_agreed_once(world: World, goal_id: str) -> None:
     "fault",
     [
         pytest.param(
-            once(failCommands=["findAndModify"], errorCode=NO_SUCH_TRANSACTION,
+            once(failCommands=["update"], errorCode=NO_SUCH_TRANSACTION,
                  errorLabels=["TransientTransactionError"]),
             id="the transaction is gone at its first write",
         ),
         pytest.param(
             once(failCommands=["update"], errorCode=WRITE_CONFLICT,
                  errorLabels=["TransientTransactionError"]),
-            id="a write conflict at the Session",
+            id="a write conflict at its first write",
         ),
         pytest.param(
             once(failCommands=["insert"], closeConnection=True),
@@ -171,7 +171,7 @@ async def test_what_the_driver_may_repeat_succeeds_at_once(
     "fault",
     [
         pytest.param(
-            {"failCommands": ["findAndModify", "insert", "update"],
+            {"failCommands": ["insert", "update"],
              "errorCode": OUT_OF_DISK_SPACE},
             id="the disk is full",
         ),
@@ -180,12 +180,12 @@ async def test_what_the_driver_may_repeat_succeeds_at_once(
             id="the disk is full at the commit",
         ),
         pytest.param(
-            {"failCommands": ["findAndModify", "insert", "update"],
+            {"failCommands": ["insert", "update"],
              "errorCode": ILLEGAL_OPERATION},
             id="the server is read-only",
         ),
         pytest.param(
-            {"failCommands": ["findAndModify"], "errorCode": WRITE_CONFLICT,
+            {"failCommands": ["update"], "errorCode": WRITE_CONFLICT,
              "errorLabels": ["TransientTransactionError"]},
             id="conflicts without end",
         ),

@@ -166,11 +166,10 @@ def test_nobody_delivers_while_earlier_entries_are_on_their_way() -> None:
     decision = decision_on(before, CommandName.DISAGREE, Role.STREAMER, "anna")
     write, _ = writer().goal_write(before, decision, NOW, "app")
 
-    delivery = write.delivery(0)
+    [delivery] = write.deliveries(0)
 
-    assert delivery is not None
     assert list(delivery.entries) == write.entries
-    assert write.delivery(1) is None
+    assert write.deliveries(1) == []
 
 
 # --- the Session's part ---------------------------------------------------------------------

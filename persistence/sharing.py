@@ -1,0 +1,147 @@
+"""Work that many ask for at once, done together: each pays a share of the round trips.
+
+While little is under way each is served at once. Those who come meanwhile wait for some of it to
+end, and share the next go. Nobody waits for company.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from persistence.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Items of one go. More would let many wait for the slowest of them.
+_AT_MOST: Final = 16
+# Who has waited so long goes at once: what is under way may be stuck.
+_PATIENCE_S: Final = 0.05
+
+
+class Apart(Exception):
+    """These can't be done together. Nothing of it was done, and each may be done alone."""
+
+
+class _Waiting(Generic[Item, Result]):
+    """An item, and the future by which its caller is told what came of it, or to do it."""
+
+    __slots__ = ("item", "told")
+
+    def __init__(self, item: Item, told: asyncio.Future[Result | _Yours[Item, Result]]) -> None:
+        self.item = item
+        self.told = told
+
+
+class _Yours(Generic[Item, Result]):
+    """A go that the caller is to begin, with the items of these others."""
+
+    __slots__ = ("others",)
+
+    def __init__(self, others: list[_Waiting[Item, Result]]) -> None:
+        self.others = others
+
+
+class Shared(Generic[Item, Result]):
+    """One kind of work."""
+
+    def __init__(
+        self, together: Callable[[Sequence[Item]], Awaitable[Result]], at_once: int
+    ) -> None:
+        """Bounds what is under way.
+
+        Args:
+            together: does one item or several, and returns what came of them all. It raises
+                `Apart` when it has done none of several. It runs in the task of one of the
+                callers, so within that one's deadline.
+            at_once: goes under way from which on others wait and share.
+        """
+        self._together = together
+        self._at_once = at_once
+        self._under_way = 0
+        self._waiting: deque[_Waiting[Item, Result]] = deque()
+
+    async def do(self, item: Item) -> Result:
+        """Does the item, with those of others when many are at work.
+
+        Raises:
+            StoreUnavailable: the go that it shared failed; whether it was done is not known.
+        """
+        if self._under_way < self._at_once:
+            self._under_way += 1
+            return await self._go(item, [])
+        loop = asyncio.get_running_loop()
+        waiting: _Waiting[Item, Result] = _Waiting(item, loop.create_future())
+        self._waiting.append(waiting)
+        out_of_patience = loop.call_later(_PATIENCE_S, self._out_of_patience, waiting)
+        try:
+            told = await waiting.told
+        except asyncio.CancelledError:
+            self._gone(waiting)
+            raise
+        finally:
+            out_of_patience.cancel()
+        return await self._go(item, told.others) if isinstance(told, _Yours) else told
+
+    async def _go(self, item: Item, others: Sequence[_Waiting[Item, Result]]) -> Result:
+        """Does one's own item and those of others, and tells them what came of it."""
+        try:
+            if others:
+                try:
+                    result = await self._together([item, *(each.item for each in others)])
+                except Apart:
+                    for each in others:
+                        self._tell(each, [])
+                except BaseException as error:
+                    for each in _still_there(others):
+                        why = f"the work that was shared failed: {error!r}"
+                        each.told.set_exception(StoreUnavailable(why))
+                    raise
+                else:
+                    for each in _still_there(others):
+                        each.told.set_result(result)
+                    return result
+            return await self._together([item])
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        """Ends a go, and lets the first who waits begin the next with the others."""
+        self._under_way -= 1
+        while self._waiting and self._under_way < self._at_once:
+            self._next()
+
+    def _next(self) -> None:
+        count = min(len(self._waiting), _AT_MOST)
+        taken = _still_there([self._waiting.popleft() for _ in range(count)])
+        if taken:
+            self._tell(taken[0], taken[1:])
+
+    def _tell(self, waiting: _Waiting[Item, Result], others: list[_Waiting[Item, Result]]) -> None:
+        """Lets a caller begin a go."""
+        if not waiting.told.done():
+            self._under_way += 1
+            waiting.told.set_result(_Yours(others))
+
+    def _out_of_patience(self, waiting: _Waiting[Item, Result]) -> None:
+        if waiting in self._waiting:
+            self._next()
+
+    def _gone(self, waiting: _Waiting[Item, Result]) -> None:
+        """Hands a go that its caller had been given, and did not begin, to the next."""
+        if waiting.told.cancelled() or waiting.told.exception() is not None:
+            return
+        told = waiting.told.result()
+        if isinstance(told, _Yours):
+            self._waiting.extendleft(reversed(told.others))
+            self._release()
+
+
+def _still_there(waiting: Sequence[_Waiting[Item, Result]]) -> list[_Waiting[Item, Result]]:
+    """Those whose callers have not been cancelled."""
+    return [each for each in waiting if not each.told.done()]
