@@ -7,8 +7,8 @@ nodes, `{prefix}:node:{node}` for the heartbeat and fences.
 A publication travels as version byte, length of the excluded socket id, that id, the JSON body.
 
 Redis tells nobody that it has stopped answering: a frozen server keeps its connections. So the
-node publishes to itself every second; if nothing has come back for `HEARTBEAT_MAX_S`, both links
-are torn down and made anew. After a reconnect everything wanted is subscribed again and, when the
+node publishes to itself every second; if none of the last few has come back, both links are torn
+down and made anew. After a reconnect everything wanted is subscribed again and, when the
 last confirmation is in, `on_gap` is called: what was published in between is lost. Until then
 publishing is refused, because this node itself would miss it.
 
@@ -39,6 +39,8 @@ log = structlog.get_logger(__name__)
 
 HEARTBEAT_EVERY_S: Final = 1.0
 HEARTBEAT_MAX_S: Final = 5.0
+# Few enough that a server which froze right after a beat is left within the limit.
+_UNHEARD_BEATS_MAX: Final = 3
 _VERSION: Final = 1
 # How long a cache channel's last event is kept unless the settings say otherwise.
 CACHE_TTL_S: Final = 1800.0
@@ -90,6 +92,8 @@ class RedisBroker:
         self._whole = False
         self._was_whole = False
         self._heard_at = float("-inf")
+        # Sent since then.
+        self._unheard_beats = 0
 
     # Life
 
@@ -132,12 +136,14 @@ class RedisBroker:
         while True:
             self._give_up_if_silent()
             self.commands.post(packed("PUBLISH", self._own, b""))
+            self._unheard_beats += 1
             await asyncio.sleep(HEARTBEAT_EVERY_S)
 
     def _give_up_if_silent(self) -> None:
-        silent_s = self._loop.time() - self._heard_at
-        # Early enough that a server which froze right after a beat is left within the limit.
-        if self._whole and silent_s >= HEARTBEAT_MAX_S - 1.5 * HEARTBEAT_EVERY_S:
+        # Beats and not seconds: when it was this process that stood still, what Redis has said
+        # meanwhile lies here unread, and would be lost with the link.
+        if self._whole and self._unheard_beats >= _UNHEARD_BEATS_MAX:
+            silent_s = self._loop.time() - self._heard_at
             log.error("redis_silent", silent_s=round(silent_s, 1))
             self._supervisor.abort()
             self.commands.abort()
@@ -210,11 +216,15 @@ class RedisBroker:
         if self._whole or self._unconfirmed or self._supervisor.link is None:
             return
         self._whole = True
-        self._heard_at = self._loop.time()
+        self._heard()
         self._became_whole.set()
         again, self._was_whole = self._was_whole, True
         if again:
             self._on_gap()
+
+    def _heard(self) -> None:
+        self._heard_at = self._loop.time()
+        self._unheard_beats = 0
 
     def _on_message(self, name: bytes, value: bytes) -> None:
         target = self._wanted.get(name)
@@ -226,7 +236,7 @@ class RedisBroker:
             excluded = value[2:body_at].decode() if body_at > 2 else None
             self._on_publication(target[0], target[1], value[body_at:], excluded)
         elif name == self._own:
-            self._heard_at = self._loop.time()
+            self._heard()
             fence = self._fences.pop(value, None)
             if fence is not None and not fence.done():
                 fence.set_result(None)

@@ -467,6 +467,25 @@ async def test_a_frozen_redis_blocks_nobody_and_is_noticed_and_left(
         assert (await node.got(1))[-1] == b"back"
 
 
+async def test_who_stood_still_himself_does_not_leave_a_redis_that_goes_on(
+    redis_url: str,
+) -> None:
+    """What it has said meanwhile waits to be read."""
+    async with redis_brokers(redis_url) as make:
+        node = make()
+        await node.start()
+        broker = node.broker
+        assert isinstance(broker, RedisBroker)
+        link = broker._supervisor.link
+
+        broker._heard_at -= 2 * HEARTBEAT_MAX_S
+        assert not broker.alive
+        await until(lambda: broker.alive)
+
+        assert broker._supervisor.link is link
+        assert node.gaps == 0
+
+
 async def test_publications_of_one_turn_leave_in_one_write(redis_url: str) -> None:
     async with redis_brokers(redis_url) as make:
         node = make()
