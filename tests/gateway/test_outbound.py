@@ -1,0 +1,68 @@
+"""How bytes leave: peers that keep up, that lag, and that have gone."""
+
+from __future__ import annotations
+
+import json
+
+from gateway.frames import PONG_FRAME
+from tests.gateway.harness import running_gateway, settings_for_tests, until
+
+
+async def test_a_stalled_reader_is_aborted_while_the_others_get_everything() -> None:
+    settings = settings_for_tests(send_buffer_bytes=262_144)
+    async with running_gateway(settings) as gateway:
+        stalled, reading = await gateway.connect(), await gateway.connect()
+        await stalled.subscribed("c")
+        await reading.subscribed("c")
+        stalled.reader._transport.pause_reading()  # type: ignore[attr-defined]
+
+        for number in range(400):
+            await gateway.push("c", n=number, pad="x" * 20_000)
+            assert json.loads((await reading.event())["data"])["n"] == number
+
+        await until(lambda: gateway.count("duet_slow_aborts_total") == 1)
+        await reading.ping()
+
+
+async def test_a_reader_that_stalls_and_catches_up_has_missed_nothing_and_keeps_the_order() -> None:
+    settings = settings_for_tests(send_buffer_bytes=8_000_000)
+    async with running_gateway(settings) as gateway:
+        lagging, reading = await gateway.connect(), await gateway.connect()
+        await lagging.subscribed("c")
+        await reading.subscribed("c")
+        [one, other] = gateway.node.connections()
+        assert min(one.fd, other.fd) >= 0
+
+        async def publish(numbers: range) -> None:
+            for number in numbers:
+                await gateway.push("c", n=number, pad="x" * 20_000)
+                # What is said to one socket alone goes through the transport, in between.
+                one.write(PONG_FRAME)
+                assert json.loads((await reading.event())["data"])["n"] == number
+
+        await publish(range(5))
+        lagging.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await publish(range(5, 305))
+        # Something waits in the transport now: nothing may be written past it.
+        assert one.fd == -1 < other.fd
+        lagging.reader._transport.resume_reading()  # type: ignore[attr-defined]
+
+        received = [await lagging.event() for _ in range(2 * 305)]
+        published = [event for event in received if event["event"] != "pusher:pong"]
+        assert [json.loads(event["data"])["n"] for event in published] == list(range(305))
+        await until(lambda: one.fd >= 0)
+
+
+async def test_the_descriptor_of_a_connection_that_ends_is_taken_back_at_once() -> None:
+    async with running_gateway() as gateway:
+        for _ in range(2):
+            await (await gateway.connect()).subscribed("c")
+        aborted, closed = gateway.node.connections()
+        channel = gateway.node.hub.channel(("1", "c"))
+        assert channel is not None
+
+        aborted.abort()
+        closed.disconnect(4009)
+
+        assert (aborted.fd, closed.fd) == (-1, -1)
+        assert set(channel.live.values()) <= {-1}
