@@ -40,6 +40,12 @@ _log.setLevel(logging.WARNING)
 BINARY: Final = 0x82
 CLOSE: Final = 0x88
 
+_NO_UPGRADE: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 43\r\n"
+    b"Content-Type: text/plain; charset=utf-8\r\n\r\n"
+    b"This is no request to open a WebSocket by.\n"
+)
+
 
 class LibraryWire:
     """What one peer sends, as the library reads it."""
@@ -88,7 +94,7 @@ class LibraryWire:
         if not is_accepted:
             return None
         opening = Opening(
-            request.path,
+            _origin_form(request.path),
             next(iter(headers.get_all("Origin")), None),
             next(iter(headers.get_all("Authorization")), None),
             ",".join(headers.get_all("X-Forwarded-Proto")),
@@ -146,6 +152,14 @@ class LibraryWire:
         """What a broken wire ends with, and the close code in it; an HTTP answer has none."""
         close = self._protocol.close_sent
         if close is None:
-            return b"".join(self._protocol.data_to_send()), None
+            # The library has no answer to what it can't read as a request without a body.
+            return b"".join(self._protocol.data_to_send()) or _NO_UPGRADE, None
         error = frames.frame(frames.error_body(close.reason))
         return error + frames.close_frame(close.serialize()), int(close.code)
+
+
+def _origin_form(target: str) -> str:
+    """Path and query, of which a client may make a whole URL (RFC 9112 section 3.2.2)."""
+    if target.startswith("/"):
+        return target
+    return "/" + target.partition("://")[2].partition("/")[2]

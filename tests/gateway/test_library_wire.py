@@ -94,3 +94,32 @@ def test_an_upgrade_to_another_version_is_told_the_right_one() -> None:
     assert code is None
     assert last_words.startswith(b"HTTP/1.1 426 ")
     assert b"Sec-WebSocket-Version: 13\r\n" in last_words
+
+
+@pytest.mark.parametrize("field", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"])
+def test_an_upgrade_with_a_body_is_told_that_it_is_none(field: bytes) -> None:
+    wire = LibraryWire(State.CONNECTING, MOST_BYTES)
+
+    assert wire.opening(REQUEST % (b"Sec-WebSocket-Version: 13\r\n" + field)) is None
+
+    head, _, body = wire.last_words()[0].partition(b"\r\n\r\n")
+    assert wire.broken
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"Content-Length: %d\r\n" % len(body) in head
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        (b"http://gateway.example:6001/app/key?protocol=7", "/app/key?protocol=7"),
+        (b"ws://gateway.example", "/"),
+    ],
+)
+def test_an_upgrade_may_name_the_whole_url(target: bytes, path: str) -> None:
+    wire = LibraryWire(State.CONNECTING, MOST_BYTES)
+    request = (REQUEST % b"Sec-WebSocket-Version: 13\r\n").replace(b"/app/key", target)
+
+    answered = wire.opening(request)
+
+    assert answered is not None
+    assert answered[0].target == path
