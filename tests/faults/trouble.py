@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pymongo.errors import PyMongoError
 
@@ -126,7 +126,11 @@ class Trouble(Chaos):
 
     faults: Sequence[Callable[[], Awaitable[None]]]
     slowest_answer_s = 0.0
-    _judged = asyncio.Event()
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        # Of this run, whose loop it belongs to.
+        self._judged = asyncio.Event()
 
     async def _kill_again_and_again(self, gateway: ForkedGateway) -> None:
         for fault in self.faults:
