@@ -81,20 +81,7 @@ async def open_parts(
     stack.push_async_callback(redis.client.aclose)
     store = await open_store(settings, clock)
     stack.push_async_callback(store.close)
-    node = Node(
-        settings,
-        apps,
-        redis.broker,
-        redis.presence,
-        clock,
-        authorizer,
-        None,
-        telemetry,
-        occupancy=redis.occupancy,
-        online=redis.online,
-        cache=redis.cache,
-        app_connections=redis.app_connections,
-    )
+    node = _node(settings, apps, redis, clock, authorizer, telemetry)
     escrow = _escrow_client(settings, clock, telemetry)
     if escrow is not None:
         stack.push_async_callback(escrow.close)
@@ -123,7 +110,6 @@ async def open_parts(
         room_pass_s=settings.room_pass_s,
     )
     node.commands = commands
-    node.webhooks = redis.webhooks
     await node.start()
     stack.push_async_callback(node.stop, settings.drain_s)
     redis.rates.start()
@@ -200,6 +186,33 @@ def _redis_parts(settings: Settings, apps: Apps) -> RedisParts:
         return redis_parts(settings, apps)
     except SettingsError as error:
         raise StartError(str(error)) from None
+
+
+def _node(
+    settings: Settings,
+    apps: Apps,
+    redis: RedisParts,
+    clock: Clock,
+    authorizer: FixedAuthorizer | JwksAuthorizer,
+    telemetry: Telemetry,
+) -> Node:
+    """The node without its commands, which need it before it has them."""
+    node = Node(
+        settings,
+        apps,
+        redis.broker,
+        redis.presence,
+        clock,
+        authorizer,
+        None,
+        telemetry,
+        occupancy=redis.occupancy,
+        online=redis.online,
+        cache=redis.cache,
+        app_connections=redis.app_connections,
+    )
+    node.webhooks = redis.webhooks
+    return node
 
 
 def _pass_key(settings: Settings) -> str:
