@@ -22,6 +22,7 @@ from gateway.pusher_api import KEY_HEADERS, plain_publications, written
 if TYPE_CHECKING:
     import asyncio
 
+    from uvicorn._types import ASGI3Application
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from gateway.node import Node
@@ -88,6 +89,8 @@ class HttpProtocol(HttpToolsProtocol):
     _head_bytes: int = 0
     # What waited for the peer to read at the last deadline, None if nothing had to.
     _unsent_bytes: int | None = None
+    # The call that is being answered; uvicorn knows the last one only, which may wait behind it.
+    _answering: RequestResponseCycle | _Publishing | None = None
     # The wheel's.
     bucket: int = -1
 
@@ -268,7 +271,7 @@ class HttpProtocol(HttpToolsProtocol):
             accepted = parts.node.send(publications)
         except BrokerUnavailable:
             return False
-        call = _Publishing()
+        self._answering = call = _Publishing()
         self.cycle = call  # type: ignore[assignment]
         # Stopping the server waits for these.
         self.tasks.add(accepted)  # type: ignore[arg-type]
@@ -295,6 +298,10 @@ class HttpProtocol(HttpToolsProtocol):
         if not call.keep_alive:
             self.transport.close()
         self.on_response_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     # Idle connections: one timer for many calls, instead of a new one behind each answer
 
@@ -336,4 +343,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Lets go of the connection."""
         self._let_go()
+        if self._answering is not None:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)

@@ -84,7 +84,7 @@ def routes(prefix: str) -> list[Route]:
 async def invite(request: Request, identity: Identity) -> Response:
     """A viewer invites: 201 with the goal."""
     wanted = decode(await json_body(request), Invite)
-    request_id = _request_id(request) or wanted.request_id
+    request_id = _request_id(request) or _checked(wanted.request_id, "A request_id")
     command = msgspec.structs.replace(wanted, request_id=request_id)
     return await _execute(request, identity, command, 201)
 
@@ -197,10 +197,14 @@ async def _execute(
 
 
 def _request_id(request: Request) -> str | None:
-    key = header(request.scope, b"idempotency-key")
-    if key is not None and not 1 <= len(key) <= REQUEST_ID_MAX:
-        raise RefusedError(ErrorCode.BAD_REQUEST_ID, "An Idempotency-Key has 1 to 64 characters.")
-    return key
+    return _checked(header(request.scope, b"idempotency-key"), "An Idempotency-Key")
+
+
+def _checked(request_id: str | None, called: str) -> str | None:
+    if request_id is not None and not 1 <= len(request_id) <= REQUEST_ID_MAX:
+        message = f"{called} has 1 to {REQUEST_ID_MAX} characters."
+        raise RefusedError(ErrorCode.BAD_REQUEST_ID, message)
+    return request_id
 
 
 def _goal_id(request: Request) -> str:

@@ -483,3 +483,29 @@ async def test_who_upgrades_behind_an_answer_that_he_does_not_read_is_a_slow_rea
             lambda: "duet_slow_aborts_total 1.0" in gateway.parts.telemetry.exposition().decode()
         )
         assert not gateway.parts.node.connections()
+
+
+async def test_a_call_learns_that_its_caller_has_left_though_others_wait_behind_it(
+    settings: Settings, apps: Apps, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked, left = asyncio.Event(), asyncio.Event()
+
+    async def patient(request: Request) -> Response:
+        asked.set()
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+        return Response()
+
+    async with (
+        running_gateway(settings, apps, routes=[Route("/patient", patient)]) as gateway,
+        Caller(gateway) as caller,
+        asyncio.timeout(PATIENCE_S),
+    ):
+        asking = b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n"
+        caller.writer.write(asking % b"patient" + asking % b"healthz")
+        await asked.wait()
+        caller.writer.transport.abort()
+
+        await left.wait()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

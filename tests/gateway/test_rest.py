@@ -144,6 +144,18 @@ class TestGoals:
 
         assert_problem(answer, ErrorCode.BAD_REQUEST_ID, 400)
 
+    @pytest.mark.parametrize("request_id", ["", "x" * 65])
+    async def test_a_request_id_in_the_body_has_1_to_64_characters_too(
+        self, stage: Stage, request_id: str
+    ) -> None:
+        wanted = {"session_id": UNKNOWN, "prepaid_duration": 60, "amount": 100}
+
+        answer = await stage.http.post(
+            "/goals", json=wanted | {"request_id": request_id}, headers=stage.bob
+        )
+
+        assert_problem(answer, ErrorCode.BAD_REQUEST_ID, 400)
+
     async def test_the_viewer_withdraws(self, stage: Stage) -> None:
         goal = await stage.invitation()
 
