@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from datetime import datetime
 
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
     from gateway.broker import Broker
     from gateway.cache import Cache
     from gateway.commands import GoalCommand
@@ -203,6 +205,22 @@ def redis_shared(
     )
 
 
+def _application(node: Node, fallback: Fallback) -> ASGIApp:
+    """What uvicorn serves: the transports over HTTP alone, and the node for its sockets."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await fallback(scope, receive, send)
+            return
+        await receive()
+        scope["state"]["node"] = node
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    return app
+
+
 @contextlib.asynccontextmanager
 async def running_gateway(
     settings: Settings | None = None,
@@ -231,25 +249,12 @@ async def running_gateway(
         tokens,
         commands,
         Telemetry(),
-        occupancy=shared.occupancy,
-        online=shared.online,
-        cache=shared.cache,
-        app_connections=shared.app_connections,
+        **shared._asdict(),
     )
     await node.start()
     fallback = Fallback(settings.path_prefix)
     fallback.join(node)
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            await fallback(scope, receive, send)
-            return
-        await receive()
-        scope["state"]["node"] = node
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await send({"type": "lifespan.shutdown.complete"})
-
+    app = _application(node, fallback)
     config = uvicorn.Config(app, ws=GatewayProtocol, lifespan="on", log_config=None, http=Arrival)
     config.load()
     server = uvicorn.Server(config)
