@@ -65,11 +65,13 @@ class LogStream:
         return True
 
 
-def unblocked(stream: TextIO) -> TextIO | LogStream:
-    """A stream to the same place that never waits; the same one where nobody reads, or can't be.
+def unblocked(stream: TextIO | None) -> TextIO | LogStream | None:
+    """A stream to the same place that never waits, if that is a pipe or a socket.
 
-    A file and a terminal are left as they are.
+    A file and a terminal are left as they are; so is none, of a process that has no such stream.
     """
+    if stream is None:
+        return None
     try:
         fd = stream.fileno()
         kind = os.fstat(fd).st_mode

@@ -224,7 +224,9 @@ def configure_logging(settings: Settings) -> None:
 
 def _renderers(log_format: str) -> list[Any]:
     if log_format == "console":
-        return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # A process may have been given no standard error.
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        return [structlog.dev.ConsoleRenderer(colors=on_terminal)]
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
 
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 import structlog
@@ -118,3 +119,14 @@ def test_what_is_less_severe_than_asked_for_is_not_written(
     assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == [
         "wanted"
     ]
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_without_standard_error_there_is_no_log_and_no_fault(
+    monkeypatch: pytest.MonkeyPatch, log_format: Literal["json", "console"]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+
+    configure_logging(Settings(log_format=log_format))
+
+    structlog.get_logger("duet.test").warning("nobody_hears_it")
