@@ -78,6 +78,7 @@ def test_a_line_that_was_taken_in_part_is_ended_before_the_next() -> None:
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as standard_error:
         stream = unblocked(standard_error)
+        assert isinstance(stream, LogStream)
         long = "y" * 200_000 + "\n"
         stream.write(long)
         stream.write("dropped\n")
