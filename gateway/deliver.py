@@ -1,24 +1,28 @@
 """The deliver phase in a gateway process: performs effects, and finishes what others left behind.
 
-Right after a commit its outbox is delivered here. Two loops look for what is due: outboxes whose
-delivery has not finished within its lease, and goals whose deadline has come.
+Right after a commit its outbox is delivered here. Outboxes whose delivery has not finished within
+its lease are looked for, and goals whose deadline comes (`gateway.deadline_loop`).
 """
 
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
 from gateway.broker import BrokerUnavailable, Publication
+from gateway.deadline_loop import DeadlineLoop
 from gateway.frames import push_body
+from gateway.lookout import PAUSE_S, Lookout
 from gateway.tasks import for_ever
 from persistence.abandoned import AbandonedTransactions
 from persistence.errors import StoreError
 from persistence.faults import Step, reached
 from persistence.intents import Delivery, Done, Refused
 from persistence.outbox import DeliveryFailed, Outbox
+from statemachine.goal import GoalState
 from statemachine.receivers import (
     AuthorizeRoom,
     DropChannelData,
@@ -49,6 +53,8 @@ _DROPPED_BEFORE_REPLY = frozenset({_DROPS_PASSES})
 _CLAIM_LIMIT = 64
 _DELIVERIES_AT_ONCE = 16
 _PUBLICATIONS_AT_ONCE = 500
+# After a commit; those of one moment share a look.
+_ESCROW_WITHIN_S = 0.05
 _FOLLOW_TIME_EVERY_S = 10.0
 _FREE_ABANDONED_EVERY_S = 1.0
 
@@ -85,6 +91,7 @@ class Deliverer:
         poll_interval_s: float,
         room_pass_s: float,
         cache_deadline_s: float,
+        escrow_looks: Lookout | None = None,
     ) -> None:
         self.outbox = Outbox(store, registry, self)
         self._store = store
@@ -94,7 +101,15 @@ class Deliverer:
         self._publisher = publisher
         self._telemetry = telemetry
         self._app_id = app_id
-        self._poll_interval_s = poll_interval_s
+        self._outbox_looks = Lookout(store.clock, poll_interval_s)
+        self._escrow_looks = escrow_looks
+        self._deadline_loop = DeadlineLoop(
+            deadlines=deadlines,
+            clock=store.clock,
+            interval_s=poll_interval_s,
+            spawn=publisher.spawn,
+            fire=self._fire,
+        )
         self._room_pass_s = room_pass_s
         self._cache_deadline_s = cache_deadline_s
         # Bounds what a burst (a stream that ends with a thousand invitations) asks of MongoDB.
@@ -113,7 +128,7 @@ class Deliverer:
             _log.info("taken_over", goals=taken)
         for loop, name in (
             (self._run_outboxes, "outboxes"),
-            (self._run_deadlines, "deadlines"),
+            (self._deadline_loop.run, "deadlines"),
             (self._follow_time, "database time"),
             (self._free_abandoned, "abandoned transactions"),
         ):
@@ -125,6 +140,7 @@ class Deliverer:
         Also when nothing is left to deliver here: then another process delivers this commit behind
         earlier ones, or a Session has ended that no invitation stood in.
         """
+        self._note(done)
         ran: frozenset[str] = frozenset()
         reached(Step.BEFORE_RECEIVER, _DROPS_PASSES)
         try:
@@ -215,6 +231,13 @@ class Deliverer:
         for first in range(0, len(publications), _PUBLICATIONS_AT_ONCE):
             await self._publisher.publish(publications[first : first + _PUBLICATIONS_AT_ONCE])
 
+    def _note(self, done: Done) -> None:
+        """Has the loops look in time for what a commit has made due."""
+        if due_at := done.goal.get("due_at"):
+            self._deadline_loop.note(datetime.fromisoformat(due_at))
+        if self._escrow_looks is not None and done.goal.get("state") != GoalState.INVITED:
+            self._escrow_looks.within(_ESCROW_WITHIN_S)
+
     async def _deliver(self, delivery: Delivery, ran: frozenset[str]) -> None:
         try:
             async with self._slots:
@@ -228,38 +251,29 @@ class Deliverer:
             _log.exception("delivery_failed", goal=str(delivery.goal_id))
             return
         if not finished:
+            # It is tried again before the next look would have come.
+            self._outbox_looks.within(PAUSE_S)
             self._telemetry.outbox_retries.labels("any").inc()
             _log.warning("delivery_postponed", goal=str(delivery.goal_id))
 
     async def _run_outboxes(self) -> None:
         while True:
+            await self._outbox_looks.wait()
+            deliveries: list[Delivery] = []
             try:
+                if not self._outbox_looks.is_due(await self.outbox.next_due_at()):
+                    continue
                 deliveries = await self.outbox.claim_due(_CLAIM_LIMIT)
             except StoreError as error:
                 _log.warning("outboxes_not_read", why=str(error))
-                deliveries = []
             if deliveries:
                 async with asyncio.TaskGroup() as group:
                     for delivery in deliveries:
                         group.create_task(self._deliver(delivery, frozenset()))
-            if len(deliveries) < _CLAIM_LIMIT:
-                await asyncio.sleep(self._poll_interval_s)
-
-    async def _run_deadlines(self) -> None:
-        while True:
-            try:
-                due = await self._deadlines.claim_due(_CLAIM_LIMIT)
-            except StoreError as error:
-                _log.warning("deadlines_not_read", why=str(error))
-                due = []
-            if due:
-                async with asyncio.TaskGroup() as group:
-                    for goal in due:
-                        group.create_task(self._fire(goal))
-            if len(due) < _CLAIM_LIMIT:
-                await asyncio.sleep(self._poll_interval_s)
+            self._outbox_looks.within(0 if len(deliveries) == _CLAIM_LIMIT else PAUSE_S)
 
     async def _fire(self, due: DueGoal) -> None:
+        late_s = (self._store.clock.now() - due.due_at).total_seconds()
         try:
             answer = await self._deadlines.fire(due)
         except StoreError as error:
@@ -270,7 +284,7 @@ class Deliverer:
             # As above: the loop lives on, and the goal is found again.
             _log.exception("deadline_failed", goal=str(due.goal_id), command=due.command)
             return
-        self._telemetry.deadline_lateness.observe(due.late_s)
+        self._telemetry.deadline_lateness.observe(late_s)
         if isinstance(answer, Refused):
             _log.info("deadline_was_over", goal=str(due.goal_id), code=answer.code)
             return

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from gateway.lookout import PAUSE_S
 from persistence.errors import StoreError
 from persistence.escrow_calls import EscrowBook, EscrowCalls
 from persistence.escrow_port import Verdict
 
 if TYPE_CHECKING:
+    from gateway.lookout import Lookout
     from gateway.telemetry import Telemetry
     from persistence.clock import Clock
     from persistence.documents import EscrowCall
@@ -33,32 +35,34 @@ class EscrowWorker:
         book: EscrowBook,
         clock: Clock,
         telemetry: Telemetry,
-        poll_interval_s: float,
+        looks: Lookout,
     ) -> None:
         self._calls = calls
         self._book = book
         self._clock = clock
         self._telemetry = telemetry
-        self._poll_interval_s = poll_interval_s
+        self._looks = looks
 
     async def run(self) -> None:
         """Claims and says what is due until it is cancelled."""
         count_at_s = 0.0
         while True:
+            await self._looks.wait()
+            due: list[EscrowCall] = []
             try:
-                due = await self._calls.claim_due(_CLAIM_LIMIT)
                 if self._clock.monotonic_s() >= count_at_s:
                     await self._count()
                     count_at_s = self._clock.monotonic_s() + _COUNT_EVERY_S
+                if not self._looks.is_due(await self._calls.next_due_at()):
+                    continue
+                due = await self._calls.claim_due(_CLAIM_LIMIT)
             except StoreError as error:
                 _log.warning("escrow_calls_not_read", why=str(error))
-                due = []
             if due:
                 async with asyncio.TaskGroup() as group:
                     for call in due:
                         group.create_task(self._say(call))
-            if len(due) < _CLAIM_LIMIT:
-                await asyncio.sleep(self._poll_interval_s)
+            self._looks.within(0 if len(due) == _CLAIM_LIMIT else PAUSE_S)
 
     async def _say(self, call: EscrowCall) -> None:
         try:

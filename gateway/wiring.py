@@ -13,6 +13,7 @@ from gateway.escrow_client import EscrowClient
 from gateway.escrow_worker import EscrowWorker, warn_of_waiting_calls
 from gateway.extensions import ExtensionError, receivers_with
 from gateway.goal_commands import GoalCommands
+from gateway.lookout import Lookout
 from gateway.node import Node
 from gateway.parts import Parts
 from gateway.publisher import NodePublisher
@@ -46,6 +47,8 @@ _STORE_SHARE: Final = 0.8
 _CLAIM_SHARE: Final = 0.8
 # Of a command's time, what dropping cached views may take before the reply goes out without.
 _DROP_SHARE: Final = 0.15
+# Nobody tells a node that a webhook is due, so it looks as often as a webhook may be late.
+_WEBHOOKS_EVERY_S: Final = 0.25
 
 
 class StartError(Exception):
@@ -87,6 +90,7 @@ async def open_parts(
         stack.push_async_callback(escrow.close)
     goals = Goals(store, registry, _limits(settings), escrow)
     publisher = NodePublisher(node, redis.presence)
+    escrow_looks = None if escrow is None else Lookout(clock, settings.poll_interval_s)
     deliverer = Deliverer(
         store=store,
         registry=registry,
@@ -98,6 +102,7 @@ async def open_parts(
         poll_interval_s=settings.poll_interval_s,
         room_pass_s=settings.room_pass_s,
         cache_deadline_s=settings.command_timeout_s * _DROP_SHARE,
+        escrow_looks=escrow_looks,
     )
     commands = GoalCommands(
         goals=goals,
@@ -115,7 +120,11 @@ async def open_parts(
     redis.rates.start()
     stack.push_async_callback(redis.rates.stop)
     sender = WebhookSender(
-        redis.webhooks, clock, telemetry, settings.webhook_timeout_s, settings.poll_interval_s
+        redis.webhooks,
+        clock,
+        telemetry,
+        settings.webhook_timeout_s,
+        min(settings.poll_interval_s, _WEBHOOKS_EVERY_S),
     )
     sender.start()
     stack.push_async_callback(sender.stop)
@@ -123,9 +132,10 @@ async def open_parts(
     await deliverer.start()
     publisher.spawn(
         warn_of_waiting_calls(store)
-        if escrow is None
+        if escrow is None or escrow_looks is None
         else for_ever(
-            _escrow_worker(settings, store, goals, escrow, telemetry).run, "escrow calls"
+            _escrow_worker(settings, store, goals, escrow, telemetry, escrow_looks).run,
+            "escrow calls",
         ),
         "escrow calls",
     )
@@ -156,7 +166,12 @@ def _escrow_client(settings: Settings, clock: Clock, telemetry: Telemetry) -> Es
 
 
 def _escrow_worker(
-    settings: Settings, store: Store, goals: Goals, port: EscrowClient, telemetry: Telemetry
+    settings: Settings,
+    store: Store,
+    goals: Goals,
+    port: EscrowClient,
+    telemetry: Telemetry,
+    looks: Lookout,
 ) -> EscrowWorker:
     calls = EscrowCalls(
         store,
@@ -170,7 +185,7 @@ def _escrow_worker(
         book=EscrowBook(store),
         clock=store.clock,
         telemetry=telemetry,
-        poll_interval_s=settings.poll_interval_s,
+        looks=looks,
     )
 
 

@@ -8,13 +8,18 @@ already, and what comes behind, is not for them to hold up.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
 
 import pymongo
 from pymongo.errors import PyMongoError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# What a field matches that is set to an instant: a range, so that the first one of all is read
+# from the edge of the field's index and no document is touched.
+ANY_INSTANT: Final[dict[str, Any]] = {"$gt": datetime(1970, 1, 1, tzinfo=UTC)}
 
 # Many times what an update takes, and a small part of a command's deadline.
 _WAIT_S: Final = 0.25

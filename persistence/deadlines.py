@@ -20,20 +20,22 @@ from persistence.intents import Intent
 from statemachine.goal import CommandName, Role
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from bson import ObjectId
 
     from persistence.goals import Goals
     from persistence.intents import Answer
-    from persistence.store import Store
+    from persistence.store import Row, Store
 
 
 @dataclass(frozen=True, slots=True)
 class DueGoal:
-    """A goal whose deadline this process has claimed, and how late it is."""
+    """A goal whose deadline this process has claimed."""
 
     goal_id: ObjectId
     command: CommandName
-    late_s: float
+    due_at: datetime
 
 
 class Deadlines:
@@ -43,44 +45,41 @@ class Deadlines:
         self._store = store
         self._goals = goals
 
-    async def claim_due(self, limit: int) -> list[DueGoal]:
-        """Claims up to `limit` due goals, the earliest first."""
+    async def claim_due(self, limit: int, ahead_s: float = 0.0) -> list[DueGoal]:
+        """Claims up to `limit` goals that are due or fall due within `ahead_s`, the earliest first.
+
+        A claim lasts for its lease, counted from the instant at which the goal is due.
+        """
         claimed: list[DueGoal] = []
         async with self._store.reading():
             now = self._store.clock.now()
             free = {
-                "due_at": {"$lte": now},
+                "due_at": {"$lte": now + timedelta(seconds=ahead_s)},
                 "$or": [
                     {"due_lease_until": {"$exists": False}},
                     {"due_lease_until": {"$lte": now}},
                 ],
             }
             found = await (
-                self._store.goals.find(free, {"_id": True}).sort("due_at").limit(limit).to_list()
+                self._store.goals.find(free, {"due_at": True}).sort("due_at").limit(limit).to_list()
             )
             for row in found:
+                due_at = row["due_at"]
                 with skipping_locked():
                     goal = await self._store.goals.find_one_and_update(
-                        {"_id": row["_id"], **free},
-                        {
-                            "$set": {
-                                "due_lease_until": now
-                                + timedelta(seconds=self._store.options.lease_s),
-                                "due_owner": self._store.owner,
-                            }
-                        },
-                        projection={"due_at": True, "due_command": True},
+                        {"_id": row["_id"], **free, "due_at": due_at},
+                        {"$set": self._claim(max(now, due_at))},
+                        projection={"due_command": True},
                         return_document=ReturnDocument.BEFORE,
                     )
                     if goal is None:
                         continue
-                    late_s = (now - goal["due_at"]).total_seconds()
                     try:
                         command = CommandName(goal.get("due_command", ""))
                     except ValueError as error:
                         damage.met("goals", goal["_id"], error)
                         continue
-                    claimed.append(DueGoal(goal["_id"], command, late_s))
+                    claimed.append(DueGoal(goal["_id"], command, due_at))
         return claimed
 
     async def fire(self, due: DueGoal) -> Answer:
@@ -98,3 +97,9 @@ class Deadlines:
         except ValidationError as error:
             damage.met("goals", due.goal_id, error)
             raise StoreDamaged("the goal can't be read") from error
+
+    def _claim(self, from_at: datetime) -> Row:
+        return {
+            "due_lease_until": from_at + timedelta(seconds=self._store.options.lease_s),
+            "due_owner": self._store.owner,
+        }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from pymongo import ReturnDocument
 
-from persistence.claims import skipping_locked
+from persistence.claims import ANY_INSTANT, skipping_locked
 from persistence.damage import readable
 from persistence.documents import EscrowCall
 from persistence.escrow_port import NO_INVITATION, CallStatus, EscrowAnswer, Verdict, backoff_s
@@ -22,6 +22,7 @@ from statemachine.goal import CommandName, Movement, Role
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from datetime import datetime
 
     from persistence.escrow_port import EscrowPort
     from persistence.goals import Goals
@@ -62,6 +63,17 @@ class EscrowCalls:
         self._give_up_s = give_up_s
         # Longer than one call and its record take, or a slow call would be said twice at a time.
         self._lease_s = max(store.options.lease_s, timeout_s + 2 * store.options.deadline_s)
+
+    async def next_due_at(self) -> datetime | None:
+        """When the first call is to be said; none when each has its answer."""
+        async with self._store.reading():
+            row = await self._store.escrow_calls.find_one(
+                {"status": _PENDING, "due_at": ANY_INSTANT},
+                {"due_at": True},
+                sort=[("due_at", 1)],
+            )
+        due_at: datetime | None = row["due_at"] if row else None
+        return due_at
 
     async def claim_due(self, limit: int) -> list[EscrowCall]:
         """Claims up to `limit` calls, those that fell due first."""

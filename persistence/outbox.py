@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from persistence.claims import skipping_locked
+from persistence.claims import ANY_INSTANT, skipping_locked
 from persistence.damage import damage
 from persistence.documents import OutboxEntry
 from persistence.escrow_port import SERVICE
@@ -99,6 +99,17 @@ class Outbox:
                 return False
             ran = frozenset()
         return True
+
+    async def next_due_at(self) -> datetime | None:
+        """When the first outbox may be taken over; none when each has been delivered."""
+        async with self._store.reading():
+            row = await self._store.goals.find_one(
+                {"outbox_due_at": ANY_INSTANT},
+                {"_id": False, "outbox_due_at": True},
+                sort=[("outbox_due_at", 1)],
+            )
+        due_at: datetime | None = row["outbox_due_at"] if row else None
+        return due_at
 
     async def claim_due(self, limit: int) -> list[Delivery]:
         """Takes over outboxes whose delivery has not finished within its lease."""

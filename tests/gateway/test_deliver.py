@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis.asyncio import Redis
 
+from gateway.broker import BrokerUnavailable
 from gateway.deliver import Deliverer
+from gateway.lookout import Lookout
 from gateway.redis_passes import PassCache
 from gateway.telemetry import Telemetry
 from persistence.intents import Done
@@ -18,10 +20,15 @@ from tests.persistence.world import World, goal_id_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
+    from datetime import datetime
 
     from pymongo import MongoClient
 
     from gateway.broker import Publication
+
+
+PATIENCE_S = 30.0
+LONG_S = 3600.0
 
 
 @dataclass
@@ -30,9 +37,20 @@ class Recording:
 
     published: list[str] = field(default_factory=list)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    unreachable_times: int = 0
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def publish(self, publications: Sequence[Publication]) -> None:
-        self.published += [publication.channel for publication in publications]
+        if self.unreachable_times:
+            self.unreachable_times -= 1
+            raise BrokerUnavailable("the test says so")
+        async with self.changed:
+            self.published += [publication.channel for publication in publications]
+            self.changed.notify_all()
+
+    async def until_published(self, channel: str, times: int = 1) -> None:
+        async with asyncio.timeout(PATIENCE_S), self.changed:
+            await self.changed.wait_for(lambda: self.published.count(channel) >= times)
 
     async def drop_channel_data(self, streamer_id: str) -> None:
         pass
@@ -62,9 +80,23 @@ async def passes(redis_url: str, redis_prefix: str) -> AsyncIterator[PassCache]:
 
 
 @pytest.fixture
-async def deliverer(world: World, passes: PassCache) -> AsyncIterator[Deliverer]:
+async def node() -> AsyncIterator[Recording]:
     node = Recording()
-    yield Deliverer(
+    yield node
+    for task in node.tasks:
+        task.cancel()
+    await asyncio.gather(*node.tasks, return_exceptions=True)
+
+
+@pytest.fixture
+def escrow_looks(world: World) -> Lookout:
+    return Lookout(world.clock, LONG_S)
+
+
+@pytest.fixture
+def deliverer(world: World, passes: PassCache, node: Recording, escrow_looks: Lookout) -> Deliverer:
+    """One that looks but once an hour, unless it knows better."""
+    return Deliverer(
         store=world.node.store,
         registry=world.node.registry,
         deadlines=world.node.deadlines,
@@ -72,11 +104,11 @@ async def deliverer(world: World, passes: PassCache) -> AsyncIterator[Deliverer]
         publisher=node,
         telemetry=Telemetry(),
         app_id="1",
-        poll_interval_s=0.25,
+        poll_interval_s=LONG_S,
         room_pass_s=60.0,
         cache_deadline_s=5.0,
+        escrow_looks=escrow_looks,
     )
-    await asyncio.gather(*node.tasks)
 
 
 async def cache_a_pass(passes: PassCache, session_id: str) -> None:
@@ -116,17 +148,93 @@ async def test_a_session_that_ends_without_an_invitation_drops_its_passes(
 
 
 async def test_what_a_commit_left_to_do_is_delivered_behind_the_reply(
-    world: World, passes: PassCache, deliverer: Deliverer
+    world: World, deliverer: Deliverer, node: Recording
 ) -> None:
     session = await world.session()
     answer = await world.invite(session)
     assert isinstance(answer, Done)
 
     await deliverer.after_commit(answer)
-    node = deliverer._publisher
-    assert isinstance(node, Recording)
     assert node.published == []
     await asyncio.gather(*node.tasks)
 
     assert node.published == ["private-stream@anna", "private-user@anna", "private-user@ben"]
     assert world.goal_row(goal_id_of(answer))["outbox"] == []
+
+
+async def test_what_could_not_be_delivered_is_tried_again_long_before_the_next_look(
+    world: World, deliverer: Deliverer, node: Recording
+) -> None:
+    await deliverer.start()
+    answer = await world.invite(await world.session())
+    assert isinstance(answer, Done)
+    node.unreachable_times = 1
+
+    await deliverer.after_commit(answer)
+    await node.tasks[-1]
+    assert node.published == []
+    world.clock.shift(0.25)
+    await node.until_published("private-stream@anna")
+
+    assert node.unreachable_times == 0
+
+
+async def test_what_a_dead_process_left_is_taken_over_when_its_lease_ends(
+    world: World, deliverer: Deliverer, node: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = asyncio.Event()
+    next_due_at = deliverer.outbox.next_due_at
+
+    async def look() -> datetime | None:
+        found = await next_due_at()
+        looked.set()
+        return found
+
+    monkeypatch.setattr(deliverer.outbox, "next_due_at", look)
+    other = await world.add_node()
+    await world.invite(await world.session(), node=other)
+    world.clock.shift(4.9)
+
+    await deliverer.start()
+    await looked.wait()
+    assert node.published == []
+    world.clock.shift(0.1)
+    await node.until_published("private-stream@anna")
+
+    assert node.published.count("private-stream@anna") == 1
+
+
+async def test_a_deadline_that_a_commit_sets_is_met_long_before_the_next_look(
+    world: World, deliverer: Deliverer, node: Recording
+) -> None:
+    """The show is started when its time is nearly over."""
+    await deliverer.start()
+    goal_id = await world.agreed(await world.session())
+    world.clock.shift(89.9)
+    started = await world.ask(CommandName.START, goal_id)
+    assert isinstance(started, Done)
+
+    await deliverer.after_commit(started)
+    world.clock.shift(0.2)
+    await node.until_published("presence-stream@anna", times=2)
+
+    assert world.goal_row(goal_id)["state"] == "ended"
+
+
+async def test_a_commit_that_may_have_moved_money_has_the_payment_service_told(
+    world: World, deliverer: Deliverer, escrow_looks: Lookout
+) -> None:
+    invited = await world.invite(await world.session())
+    assert isinstance(invited, Done)
+    await escrow_looks.wait()  # the first, at once
+
+    await deliverer.after_commit(invited)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await escrow_looks.wait()
+    declined = await world.ask(CommandName.DISAGREE, goal_id_of(invited))
+    assert isinstance(declined, Done)
+    await deliverer.after_commit(declined)
+
+    async with asyncio.timeout(PATIENCE_S):
+        await escrow_looks.wait()

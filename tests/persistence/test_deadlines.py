@@ -26,16 +26,42 @@ async def test_a_goal_is_found_when_it_is_due_and_not_a_millisecond_before(
 
     due = await world.node.deadlines.claim_due(10)
 
-    assert due == [DueGoal(ObjectId(goal_id), CommandName.EXPIRE, late_s=0.0)]
+    assert due == [DueGoal(ObjectId(goal_id), CommandName.EXPIRE, due_at=world.clock.now())]
 
 
-async def test_a_late_worker_knows_how_late_it_is(world: World) -> None:
-    await world.invited(await world.session())
-    world.clock.shift(61.5)
+async def test_a_goal_is_claimed_ahead_and_held_for_its_lease_from_its_time_on(
+    world: World,
+) -> None:
+    other = await world.add_node()
+    goal_id = await world.invited(await world.session())
+    due_at = world.clock.now() + timedelta(seconds=60)
+    world.clock.shift(58.999)
+    assert await world.node.deadlines.claim_due(10, ahead_s=1.0) == []
+    world.clock.shift(0.001)
 
-    [due] = await world.node.deadlines.claim_due(10)
+    [due] = await world.node.deadlines.claim_due(10, ahead_s=1.0)
 
-    assert due.late_s == 1.5
+    assert due.due_at == due_at
+    assert world.goal_row(goal_id)["due_lease_until"] == due_at + timedelta(seconds=5)
+    world.clock.shift(5.999)
+    assert await other.deadlines.claim_due(10, ahead_s=1.0) == []
+    world.clock.shift(0.001)
+    assert await other.deadlines.claim_due(10, ahead_s=1.0) == [due]
+
+
+async def test_a_goal_that_is_agreed_behind_a_claim_ahead_is_not_expired(world: World) -> None:
+    goal_id = await world.invited(await world.session())
+    world.clock.shift(59)
+    [due] = await world.node.deadlines.claim_due(10, ahead_s=1.0)
+
+    await world.node.deliver(await world.ask(CommandName.AGREE, goal_id))
+    world.clock.shift(1)
+    answer = await world.node.deadlines.fire(due)
+
+    assert code_of(answer) == "goal_already_agreed"
+    row = world.goal_row(goal_id)
+    assert (row["state"], row["due_command"]) == ("agreed", "refund")
+    assert "due_lease_until" not in row
 
 
 async def test_of_two_workers_one_claims(world: World) -> None:
@@ -68,7 +94,7 @@ async def test_a_claim_is_held_for_its_lease_and_then_free_again(world: World) -
     [again] = await other.deadlines.claim_due(10)
 
     assert again.goal_id == ObjectId(goal_id)
-    assert again.late_s == 5.0
+    assert again.due_at == world.clock.now() - timedelta(seconds=5)
     assert world.goal_row(goal_id)["due_owner"] == other.store.owner
 
 

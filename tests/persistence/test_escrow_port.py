@@ -456,6 +456,24 @@ class TestClosing:
         till.assert_books_agree()
 
 
+async def test_the_worker_knows_when_it_has_something_to_say_next(till: Till) -> None:
+    calls = till.calls_of(till.world.node)
+    assert await calls.next_due_at() is None
+    till.service.always("release", Fault.ERROR)
+    await closing(till, "release")
+    assert await calls.next_due_at() == till.world.clock.now()
+
+    await till.work()
+
+    (row,) = [row for row in till.call_rows() if row["status"] == "pending"]
+    assert row["due_at"] > till.world.clock.now()
+    assert await calls.next_due_at() == row["due_at"]
+    till.world.clock.shift(GIVE_UP_S)
+    await till.work()
+    assert (await till.book.backlog()).dead == 1
+    assert await calls.next_due_at() is None
+
+
 async def test_calls_behind_one_that_a_dead_process_locks_are_said(
     till: Till, mongodb_client: MongoClient[dict[str, Any]]
 ) -> None:
