@@ -27,8 +27,8 @@ METRICS_CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 # A command takes 1-40 ms when all is well and command_timeout_s (2 s) at worst.
 _COMMAND_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.1, 0.25, 0.5, 1.0, 2.5)
-# A deadline is late by at most 0.5 s when idle.
-_LATENESS_BUCKETS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
+# A deadline is met within some ms, or late by the lease when the process that claimed it has died.
+_LATENESS_BUCKETS_S: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
 
 
 class Telemetry:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
-from pymongo import ReturnDocument
 
 from persistence.claims import skipping_locked
 from persistence.damage import damage
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from persistence.goals import Goals
     from persistence.intents import Answer
     from persistence.store import Row, Store
+
+_CLAIMED: Final = {"due_at": True, "due_command": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Deadlines:
 
         A claim lasts for its lease, counted from the instant at which the goal is due.
         """
-        claimed: list[DueGoal] = []
+        goals = self._store.goals
         async with self._store.reading():
             now = self._store.clock.now()
             free = {
@@ -60,27 +61,41 @@ class Deadlines:
                     {"due_lease_until": {"$lte": now}},
                 ],
             }
-            found = await (
-                self._store.goals.find(free, {"due_at": True}).sort("due_at").limit(limit).to_list()
+            found = await goals.find(free, {"_id": True}).sort("due_at").limit(limit).to_list()
+            if not found:
+                return []
+            ids = [row["_id"] for row in found]
+            await self._claim(ids, free, now)
+            mine = {"_id": {"$in": ids}, "due_owner": self._store.owner}
+            rows = await (
+                goals.find(mine | {"due_lease_until": {"$gt": now}}, _CLAIMED)
+                .sort("due_at")
+                .to_list()
             )
-            for row in found:
-                due_at = row["due_at"]
-                with skipping_locked():
-                    goal = await self._store.goals.find_one_and_update(
-                        {"_id": row["_id"], **free, "due_at": due_at},
-                        {"$set": self._claim(max(now, due_at))},
-                        projection={"due_command": True},
-                        return_document=ReturnDocument.BEFORE,
-                    )
-                    if goal is None:
-                        continue
-                    try:
-                        command = CommandName(goal.get("due_command", ""))
-                    except ValueError as error:
-                        damage.met("goals", goal["_id"], error)
-                        continue
-                    claimed.append(DueGoal(goal["_id"], command, due_at))
-        return claimed
+        return _due_goals(rows)
+
+    async def _claim(self, ids: list[ObjectId], free: Row, now: datetime) -> None:
+        """Puts this process's claim on those of the goals that are still free.
+
+        In one write: of several processes that found the same goals each gets those that it came
+        to first. Only when somebody's transaction holds one of them they are claimed one by one.
+        """
+        lease_ms = round(self._store.options.lease_s * 1000)
+        claim = [
+            {
+                "$set": {
+                    "due_lease_until": {"$add": [{"$max": ["$due_at", now]}, lease_ms]},
+                    "due_owner": {"$literal": self._store.owner},
+                }
+            }
+        ]
+        left = ids
+        with skipping_locked():
+            await self._store.goals.update_many({"_id": {"$in": ids}, **free}, claim)
+            left = []
+        for goal_id in left:
+            with skipping_locked():
+                await self._store.goals.update_one({"_id": goal_id, **free}, claim)
 
     async def fire(self, due: DueGoal) -> Answer:
         """Sends a claimed goal its timer command.
@@ -98,8 +113,14 @@ class Deadlines:
             damage.met("goals", due.goal_id, error)
             raise StoreDamaged("the goal can't be read") from error
 
-    def _claim(self, from_at: datetime) -> Row:
-        return {
-            "due_lease_until": from_at + timedelta(seconds=self._store.options.lease_s),
-            "due_owner": self._store.owner,
-        }
+
+def _due_goals(rows: list[Row]) -> list[DueGoal]:
+    due = []
+    for row in rows:
+        try:
+            command = CommandName(row.get("due_command", ""))
+        except ValueError as error:
+            damage.met("goals", row["_id"], error)
+            continue
+        due.append(DueGoal(row["_id"], command, row["due_at"]))
+    return due

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bson import ObjectId
 
@@ -13,6 +13,8 @@ from statemachine.goal import CommandName, Role
 from tests.persistence.world import code_of
 
 if TYPE_CHECKING:
+    import pytest
+
     from tests.persistence.world import World
 
 
@@ -77,6 +79,28 @@ async def test_of_two_workers_one_claims(world: World) -> None:
 
     claimed = [due.goal_id for due in (*mine, *theirs)]
     assert len(claimed) == len(set(claimed)) == 6
+
+
+async def test_what_another_worker_claims_between_the_look_and_the_claim_stays_his(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = await world.add_node()
+    session = await world.session()
+    for number in range(3):
+        await world.invited(session, f"viewer{number}")
+    world.clock.shift(60)
+    mine, theirs = world.node.deadlines, []
+    claim = mine._claim
+
+    async def claim_behind_the_other(*found: Any) -> None:
+        theirs.extend(await other.deadlines.claim_due(2))
+        await claim(*found)
+
+    monkeypatch.setattr(mine, "_claim", claim_behind_the_other)
+    claimed = await mine.claim_due(10)
+
+    assert (len(theirs), len(claimed)) == (2, 1)
+    assert claimed[0] not in theirs
 
 
 async def test_a_claim_is_held_for_its_lease_and_then_free_again(world: World) -> None:
