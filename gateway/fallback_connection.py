@@ -43,6 +43,8 @@ _CLOSE_GRACE_S: Final = 3.0
 STREAM_UNITS: Final = 256 * 1024
 # Handed to the transport at once; more waits here, where it is bounded.
 _CHUNK_BYTES: Final = 65_536
+# What is acted upon of a call in one turn of the loop: as much as of a socket.
+_AT_ONCE_BYTES: Final = 8_192
 
 
 class Phase(IntEnum):
@@ -222,8 +224,15 @@ class FallbackConnection:
         """
         node = self.node
         self._last_seen = node.now()
+        taken_bytes = 0
         for text in texts:
+            if taken_bytes > _AT_ONCE_BYTES:
+                # A call may hold thousands of messages, during which nobody else would be heard.
+                taken_bytes = 0
+                await asyncio.sleep(0)
             message = text.encode()
+            # The empty one costs about as much as the shortest that says something.
+            taken_bytes += len(message) + 32
             if len(message) > node.settings.max_message_bytes:
                 self.disconnect(1009, "The message is too long")
             while self.is_open and self.pusher.congested:

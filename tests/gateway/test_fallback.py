@@ -13,6 +13,7 @@ from gateway import fallback_connection
 from gateway.apps import App, Apps
 from gateway.auth import sign_channel, sign_user
 from gateway.broker import MemoryBroker, MemoryBus
+from gateway.fallback_connection import FallbackConnection
 from gateway.presence import MemoryPresence
 from tests.gateway.fallback_client import QUERY, FallbackClient, LinesEnded
 from tests.gateway.harness import APP, running_gateway, settings_for_tests, until
@@ -284,6 +285,22 @@ async def test_many_messages_in_one_call_act_in_their_order() -> None:
         )
 
         assert [(await client.event())["channel"] for _ in names] == names
+
+
+async def test_others_are_heard_while_a_call_with_many_messages_is_taken() -> None:
+    async with (
+        running_gateway() as gateway,
+        FallbackClient(gateway.port, streams=True) as client,
+    ):
+        await client.connect()
+        [connection] = gateway.node.connections()
+        assert isinstance(connection, FallbackConnection)
+
+        taking = asyncio.create_task(connection.receive(['{"event":"pusher:pong"}'] * 1_000))
+        await asyncio.sleep(0)
+
+        assert not taking.done()
+        await taking
 
 
 # A session's life
