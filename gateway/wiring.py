@@ -6,7 +6,7 @@ and what is under way ends, then the connections to Redis and MongoDB are closed
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.deliver import Deliverer
 from gateway.escrow_client import EscrowClient
@@ -33,6 +33,7 @@ from persistence.store import Store, StoreOptions
 from statemachine.goal import Limits
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from contextlib import AsyncExitStack
 
     from gateway.apps import Apps
@@ -115,30 +116,9 @@ async def open_parts(
         room_pass_s=settings.room_pass_s,
     )
     node.commands = commands
-    await node.start()
-    stack.push_async_callback(node.stop, settings.drain_s)
-    redis.rates.start()
-    stack.push_async_callback(redis.rates.stop)
-    sender = WebhookSender(
-        redis.webhooks,
-        clock,
-        telemetry,
-        settings.webhook_timeout_s,
-        min(settings.poll_interval_s, _WEBHOOKS_EVERY_S),
-    )
-    sender.start()
-    stack.push_async_callback(sender.stop)
-    stack.push_async_callback(publisher.stop_loops)
-    await deliverer.start()
-    publisher.spawn(
-        warn_of_waiting_calls(store)
-        if escrow is None or escrow_looks is None
-        else for_ever(
-            _escrow_worker(settings, store, goals, escrow, telemetry, escrow_looks).run,
-            "escrow calls",
-        ),
-        "escrow calls",
-    )
+    await _start(stack, settings, clock, node, redis, publisher, deliverer)
+    calls = _escrow_calls(settings, store, goals, escrow, telemetry, escrow_looks)
+    publisher.spawn(calls, "escrow calls")
     publisher.started()
     return Parts(
         settings,
@@ -154,6 +134,33 @@ async def open_parts(
     )
 
 
+async def _start(
+    stack: AsyncExitStack,
+    settings: Settings,
+    clock: Clock,
+    node: Node,
+    redis: RedisParts,
+    publisher: NodePublisher,
+    deliverer: Deliverer,
+) -> None:
+    """Lets them begin, in this order; `stack` ends them in reverse."""
+    await node.start()
+    stack.push_async_callback(node.stop, settings.drain_s)
+    redis.rates.start()
+    stack.push_async_callback(redis.rates.stop)
+    sender = WebhookSender(
+        redis.webhooks,
+        clock,
+        node.telemetry,
+        settings.webhook_timeout_s,
+        min(settings.poll_interval_s, _WEBHOOKS_EVERY_S),
+    )
+    sender.start()
+    stack.push_async_callback(sender.stop)
+    stack.push_async_callback(publisher.stop_loops)
+    await deliverer.start()
+
+
 def _escrow_client(settings: Settings, clock: Clock, telemetry: Telemetry) -> EscrowClient | None:
     """The way to the platform's payment service, if there is one."""
     if settings.escrow_url is None:
@@ -165,14 +172,17 @@ def _escrow_client(settings: Settings, clock: Clock, telemetry: Telemetry) -> Es
     )
 
 
-def _escrow_worker(
+def _escrow_calls(
     settings: Settings,
     store: Store,
     goals: Goals,
-    port: EscrowClient,
+    port: EscrowClient | None,
     telemetry: Telemetry,
-    looks: Lookout,
-) -> EscrowWorker:
+    looks: Lookout | None,
+) -> Coroutine[Any, Any, None]:
+    """Says what waits for the payment service; without one, warns of what does."""
+    if port is None or looks is None:
+        return warn_of_waiting_calls(store)
     calls = EscrowCalls(
         store,
         goals,
@@ -180,13 +190,14 @@ def _escrow_worker(
         timeout_s=settings.escrow_timeout_s,
         give_up_s=settings.escrow_give_up_s,
     )
-    return EscrowWorker(
+    worker = EscrowWorker(
         calls=calls,
         book=EscrowBook(store),
         clock=store.clock,
         telemetry=telemetry,
         looks=looks,
     )
+    return for_ever(worker.run, "escrow calls")
 
 
 def _authorizer(settings: Settings) -> FixedAuthorizer | JwksAuthorizer:
