@@ -6,6 +6,8 @@ UnknownTransactionCommitResult).
 
 from __future__ import annotations
 
+import asyncio
+import secrets
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,11 +22,14 @@ from persistence.store import application_name
 from statemachine.goal import CommandName
 from tests.conftest import require
 from tests.faults.judged_world import JudgedWorld
+from tests.persistence.world import goal_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+    from persistence.documents import Session
     from persistence.embedded_process import ServerGuard
+    from persistence.intents import Answer
     from tests.persistence.world import World
 
 DEADLINE_S = 2.0
@@ -32,6 +37,11 @@ DEADLINE_S = 2.0
 ANSWER_WITHIN_S = DEADLINE_S + 2.0
 # Longer than a command may take, so that it is given up first.
 BLOCKED_MS = 3_000
+
+# At the same time, so that commands share transactions.
+STREAMERS = 8
+SHOWS = 2
+PATIENCE_S = 90.0
 
 NO_SUCH_TRANSACTION = 251
 WRITE_CONFLICT = 112
@@ -252,3 +262,37 @@ async def test_an_invitation_whose_commit_nobody_knows_of_is_held_once(world: Wo
     [goal] = world.raw["goals"].find()
     assert [answer.goal["id"] for answer in answers if answer.goal] == [str(goal["_id"])] * 2
     assert world.movements(str(goal["_id"])) == ["hold"]
+
+
+async def test_while_all_sessions_are_killed_again_and_again_each_command_is_done_once(
+    world: JudgedWorld, failing_mongodb: MongoClient[dict[str, Any]]
+) -> None:
+    """As somebody does who ends what runs too long; the commands share their transactions."""
+    interrupted = 0
+
+    async def insist(ask: Callable[..., Awaitable[Answer]], *arguments: Any, **named: Any) -> str:
+        nonlocal interrupted
+        request_id = secrets.token_hex(8)
+        while True:
+            killing = asyncio.create_task(
+                asyncio.to_thread(failing_mongodb.admin.command, "killAllSessions", [])
+            )
+            try:
+                return goal_id_of(await ask(*arguments, request_id=request_id, **named))
+            except StoreUnavailable:
+                interrupted += 1
+            finally:
+                await killing
+
+    async def play(session: Session) -> None:
+        for _ in range(SHOWS):
+            goal_id = await insist(world.invite, session)
+            for name in (CommandName.AGREE, CommandName.START, CommandName.FINISH):
+                await insist(world.ask, name, goal_id, by=session.user.id)
+
+    sessions = [await world.session(f"streamer{number}") for number in range(STREAMERS)]
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as streamers:
+        for session in sessions:
+            streamers.create_task(play(session))
+
+    assert interrupted
