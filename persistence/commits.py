@@ -20,6 +20,7 @@ from persistence.goal_writes import (
 )
 from persistence.intents import Delivery, Done, Intent
 from persistence.rows import goal_row
+from persistence.store import DUPLICATE
 from persistence.transactions import Lengths, Transactions, Writes
 from persistence.views import goal_view
 from statemachine.goal import Command, CommandName, Decision, GoalState, Limits, Role, decide
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from persistence.requests import RequestRecords
     from persistence.store import Row, Store
     from statemachine.receivers import Effect, Registry
-
-# MongoDB's code of a key that is there already.
-_DUPLICATE = 11000
 
 
 class Commits:
@@ -190,7 +188,7 @@ class Commits:
         try:
             await self._store.escrow.insert_many(rows)
         except BulkWriteError as error:
-            if any(each["code"] == _DUPLICATE for each in error.details["writeErrors"]):
+            if any(each["code"] == DUPLICATE for each in error.details["writeErrors"]):
                 raise StoreDamaged(f"the ledger has this posting already: {error}") from error
             raise
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pydantic import ValidationError
-from pymongo import ReturnDocument
-from pymongo.errors import DuplicateKeyError
+from pymongo import ReturnDocument, UpdateOne
+from pymongo.errors import BulkWriteError
 
 from persistence.claims import ANY_INSTANT, skipping_locked
 from persistence.damage import damage
@@ -26,6 +26,8 @@ from persistence.escrow_port import SERVICE
 from persistence.faults import Step, reached
 from persistence.goal_writes import occurrence_of
 from persistence.intents import Delivery
+from persistence.sharing import Apart, Shared
+from persistence.store import DUPLICATE
 from statemachine.goal import RULES, CommandName
 from statemachine.receivers import Registry, Settle, Track
 
@@ -70,6 +72,13 @@ class _Progress:
     error: str = ""
 
 
+class _Ran(NamedTuple):
+    """How far a goal's outbox has come."""
+
+    goal_id: ObjectId
+    progress: _Progress
+
+
 class Outbox:
     """The outboxes of all goals."""
 
@@ -77,6 +86,8 @@ class Outbox:
         self._store = store
         self._registry = registry
         self._performer = performer
+        self._tracking = Shared(self._track, store.options.at_once)
+        self._removing = Shared(self._remove_all, store.options.at_once)
 
     async def deliver(self, delivery: Delivery, ran: frozenset[str] = frozenset()) -> bool:
         """Runs the receivers of a goal's entries, and of those that are added meanwhile.
@@ -166,11 +177,19 @@ class Outbox:
     async def track(self, effect: Track) -> bool:
         """Writes an analytics record; tells whether it is the first time."""
         async with self._store.reading():
-            try:
-                await self._store.goal_records.insert_one({"_id": effect.event_id, **effect.record})
-            except DuplicateKeyError:
-                return False
-        return True
+            known = await self._tracking.do({"_id": effect.event_id, **effect.record})
+        return effect.event_id not in known
+
+    async def _track(self, records: Sequence[Row]) -> set[str]:
+        """Writes records; tells the ids of those that were there already."""
+        try:
+            await self._store.goal_records.insert_many(records, ordered=False)
+        except BulkWriteError as error:
+            refused = error.details["writeErrors"]
+            if any(each["code"] != DUPLICATE for each in refused):
+                raise
+            return {each["keyValue"]["_id"] for each in refused}
+        return set()
 
     async def _run(
         self, entries: Sequence[OutboxEntry], ran: frozenset[str], over_at_s: float
@@ -213,17 +232,48 @@ class Outbox:
 
         If another process has taken the outbox over meanwhile, it is left to that one.
         """
+        ran = _Ran(goal_id, progress)
         async with self._store.reading():
-            now = self._store.clock.now()
-            after = await self._store.goals.find_one_and_update(
-                {"_id": goal_id, "outbox_owner": self._store.owner},
-                self._recording(progress, now),
-                projection={"outbox": True},
-                return_document=ReturnDocument.AFTER,
+            if progress.failed is not None:
+                await self._remove(ran)
+                return []
+            removed = await self._removing.do(ran)
+            return [] if removed is None else list(_delivery(removed).entries)
+
+    async def _remove_all(self, shared: Sequence[_Ran]) -> Row | None:
+        """Empties outboxes; of a lone one it tells what has come in meanwhile.
+
+        Where something has, or another process is at work, each is looked at alone.
+        """
+        if len(shared) == 1:
+            return await self._remove(shared[0])
+        now = self._store.clock.now()
+        updates = [
+            UpdateOne(
+                {**self._mine(ran), "outbox": {"$size": len(ran.progress.done_entries)}},
+                self._recording(ran.progress, now),
             )
-        if after is None or progress.failed is not None:
-            return []
-        return list(_delivery(after).entries)
+            for ran in shared
+        ]
+        emptied = await self._store.goals.bulk_write(updates, ordered=False)
+        if emptied.matched_count < len(shared):
+            raise Apart
+        return None
+
+    async def _remove(self, ran: _Ran) -> Row | None:
+        return await self._store.goals.find_one_and_update(
+            self._mine(ran),
+            self._recording(ran.progress, self._store.clock.now()),
+            projection={"outbox": True},
+            return_document=ReturnDocument.AFTER,
+        )
+
+    def _mine(self, ran: _Ran) -> Row:
+        """An outbox that this process delivers, with what it has delivered in it still."""
+        mine: Row = {"_id": ran.goal_id, "outbox_owner": self._store.owner}
+        if ran.progress.done_entries:
+            mine["outbox.event_id"] = ran.progress.done_entries[0]
+        return mine
 
     def _recording(self, progress: _Progress, now: datetime) -> list[Row]:
         """The update: one pipeline, so that entries that come meanwhile are kept."""

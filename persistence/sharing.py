@@ -21,11 +21,11 @@ Result = TypeVar("Result")
 # Items of one go. More would let many wait for the slowest of them.
 _AT_MOST: Final = 16
 # Who has waited so long goes at once: what is under way may be stuck.
-_PATIENCE_S: Final = 0.05
+_PATIENCE_S: Final = 0.2
 
 
 class Apart(Exception):
-    """These can't be done together. Nothing of it was done, and each may be done alone."""
+    """These can't be done together; each is to be done alone, and nothing is done twice by it."""
 
 
 class _Waiting(Generic[Item, Result]):
@@ -56,8 +56,8 @@ class Shared(Generic[Item, Result]):
         """Bounds what is under way.
 
         Args:
-            together: does one item or several, and returns what came of them all. It raises
-                `Apart` when it has done none of several. It runs in the task of one of the
+            together: does one item or several, and returns what came of them all. Of several it
+                may raise `Apart`. It runs in the task of one of the
                 callers, so within that one's deadline.
             at_once: goes under way from which on others wait and share.
         """
@@ -72,12 +72,12 @@ class Shared(Generic[Item, Result]):
         Raises:
             StoreUnavailable: the go that it shared failed; whether it was done is not known.
         """
-        if self._under_way < self._at_once:
-            self._under_way += 1
-            return await self._go(item, [])
         loop = asyncio.get_running_loop()
         waiting: _Waiting[Item, Result] = _Waiting(item, loop.create_future())
         self._waiting.append(waiting)
+        if len(self._waiting) == 1 and self._under_way < self._at_once:
+            # After this turn of the loop: those who come in it, as after a go they shared, join.
+            loop.call_soon(self._fill)
         out_of_patience = loop.call_later(_PATIENCE_S, self._out_of_patience, waiting)
         try:
             told = await waiting.told
@@ -111,8 +111,11 @@ class Shared(Generic[Item, Result]):
             self._release()
 
     def _release(self) -> None:
-        """Ends a go, and lets the first who waits begin the next with the others."""
         self._under_way -= 1
+        self._fill()
+
+    def _fill(self) -> None:
+        """Lets the first who wait begin goes, each with those behind him."""
         while self._waiting and self._under_way < self._at_once:
             self._next()
 

@@ -53,7 +53,7 @@ T = TypeVar("T")
 Row = dict[str, Any]
 
 # MongoDB's code of a key that is there already.
-_DUPLICATE = 11000
+DUPLICATE = 11000
 # What the driver is given of a command's deadline; the rest is for the answer.
 _DRIVER_SHARE = 0.9
 # What a command may wait of it for its Session, and for a place in front of the pool, before it
@@ -334,7 +334,7 @@ class Store:
         """
         answer = await self._database.command(command)
         for error in answer.get("writeErrors", ()):
-            kind = DuplicateKeyError if error["code"] == _DUPLICATE else WriteError
+            kind = DuplicateKeyError if error["code"] == DUPLICATE else WriteError
             raise kind(error["errmsg"], error["code"], error)
         return int(answer["n"])
 

@@ -39,6 +39,14 @@ class Work:
     def ask(self, *items: int) -> list[asyncio.Task[tuple[int, ...]]]:
         return [asyncio.create_task(self.shared.do(item)) for item in items]
 
+    async def ask_in_turn(self, *items: int) -> list[asyncio.Task[tuple[int, ...]]]:
+        """Asks for each when the one before has begun, or waits."""
+        asked = []
+        for item in items:
+            asked += self.ask(item)
+            await turned()
+        return asked
+
     def end(self, goes: int) -> None:
         for _ in range(goes):
             self.ends.release()
@@ -59,8 +67,7 @@ async def test_one_alone_is_done_at_once() -> None:
 
 async def test_those_who_come_meanwhile_share_the_next_go() -> None:
     work = Work()
-    asked = work.ask(1, 2, 3, 4)
-    await turned()
+    asked = await work.ask_in_turn(1, 2, 3, 4)
     assert work.goes == [(1,)]
 
     work.end(2)
@@ -69,10 +76,17 @@ async def test_those_who_come_meanwhile_share_the_next_go() -> None:
     assert work.goes == [(1,), (2, 3, 4)]
 
 
+async def test_those_who_come_in_one_turn_of_the_loop_share_the_first_go() -> None:
+    work = Work()
+    asked = work.ask(1, 2, 3)
+    work.end(1)
+
+    assert await asyncio.gather(*asked) == [(1, 2, 3)] * 3
+
+
 async def test_as_many_goes_are_under_way_as_are_allowed() -> None:
     work = Work(at_once=2)
-    asked = work.ask(1, 2, 3, 4)
-    await turned()
+    asked = await work.ask_in_turn(1, 2, 3, 4)
     assert work.goes == [(1,), (2,)]
 
     work.end(1)
@@ -85,8 +99,7 @@ async def test_as_many_goes_are_under_way_as_are_allowed() -> None:
 
 async def test_a_go_has_sixteen_items_at_most() -> None:
     work = Work()
-    asked = work.ask(*range(40))
-    await turned()
+    asked = await work.ask_in_turn(*range(40))
 
     work.end(4)
     await asyncio.gather(*asked)
@@ -98,8 +111,7 @@ async def test_a_go_has_sixteen_items_at_most() -> None:
 async def test_what_can_not_be_done_together_is_done_one_by_one() -> None:
     work = Work()
     work.apart = {3}
-    asked = work.ask(1, 2, 3, 4)
-    await turned()
+    asked = await work.ask_in_turn(1, 2, 3, 4)
 
     work.end(5)
 
@@ -110,8 +122,7 @@ async def test_what_can_not_be_done_together_is_done_one_by_one() -> None:
 async def test_one_that_fails_alone_fails_nobody_else() -> None:
     work = Work()
     work.apart = work.fails = {3}
-    asked = work.ask(1, 2, 3, 4)
-    await turned()
+    asked = await work.ask_in_turn(1, 2, 3, 4)
     work.end(5)
 
     first, second, third, fourth = await asyncio.gather(*asked, return_exceptions=True)
@@ -123,8 +134,7 @@ async def test_one_that_fails_alone_fails_nobody_else() -> None:
 async def test_who_shared_a_go_that_failed_is_told_that_it_is_not_known() -> None:
     work = Work()
     work.fails = {2}
-    asked = work.ask(1, 2, 3)
-    await turned()
+    asked = await work.ask_in_turn(1, 2, 3)
     work.end(2)
 
     first, leader, follower = await asyncio.gather(*asked, return_exceptions=True)
@@ -136,8 +146,7 @@ async def test_who_shared_a_go_that_failed_is_told_that_it_is_not_known() -> Non
 
 async def test_a_caller_who_leaves_while_he_waits_is_left_out() -> None:
     work = Work()
-    asked = work.ask(1, 2, 3, 4)
-    await turned()
+    asked = await work.ask_in_turn(1, 2, 3, 4)
     asked[1].cancel()
     asked[3].cancel()
     await turned()
@@ -150,8 +159,7 @@ async def test_a_caller_who_leaves_while_he_waits_is_left_out() -> None:
 
 async def test_who_leaves_when_a_go_was_just_given_to_him_leaves_it_to_the_next() -> None:
     work = Work()
-    asked = work.ask(1, 2, 3)
-    await turned()
+    asked = await work.ask_in_turn(1, 2, 3)
     work.end(1)
     # The first go ends in this turn of the loop, so the second caller is told and gone in one.
     asyncio.get_running_loop().call_soon(asked[1].cancel)
@@ -166,8 +174,7 @@ async def test_who_leaves_when_a_go_was_just_given_to_him_leaves_it_to_the_next(
 
 async def test_who_leaves_a_go_under_way_does_not_undo_it_for_the_others() -> None:
     work = Work()
-    asked = work.ask(1, 2, 3, 4)
-    await turned()
+    asked = await work.ask_in_turn(1, 2, 3, 4)
     work.end(1)
     await turned()
     asked[2].cancel()
@@ -180,8 +187,7 @@ async def test_who_leaves_a_go_under_way_does_not_undo_it_for_the_others() -> No
 
 async def test_when_he_who_leads_leaves_the_others_are_told() -> None:
     work = Work()
-    asked = work.ask(1, 2, 3)
-    await turned()
+    asked = await work.ask_in_turn(1, 2, 3)
     work.end(1)
     await turned()
 
@@ -193,8 +199,7 @@ async def test_when_he_who_leads_leaves_the_others_are_told() -> None:
 
 async def test_nobody_waits_for_long_behind_a_go_that_is_stuck() -> None:
     work = Work()
-    asked = work.ask(1, 2, 3)
-    await turned()
+    asked = await work.ask_in_turn(1, 2, 3)
     assert work.goes == [(1,)]
 
     async with asyncio.timeout(5):
