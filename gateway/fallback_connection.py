@@ -97,6 +97,7 @@ class FallbackConnection:
         "_left_at",
         "_line_of",
         "_lines",
+        "_longest_answer_bytes",
         "_phase",
         "_resumed",
         "_stream",
@@ -135,6 +136,7 @@ class FallbackConnection:
         self._phase = Phase.OPEN
         self._lines: deque[bytes] = deque((lines.OPEN,))
         self._waiting_bytes = len(lines.OPEN)
+        self._longest_answer_bytes = 0
         self._stream: Stream | None = None
         self._resumed = asyncio.Event()
         now = node.now()
@@ -159,11 +161,19 @@ class FallbackConnection:
     def _write(self, data: bytes) -> None:
         self._queue(self._line_of(data))
 
+    def answer(self, data: bytes) -> None:
+        """Writes what the client has asked for; see `gateway.outbound`."""
+        if self.is_open:
+            line = self._line_of(data)
+            self._longest_answer_bytes = max(self._longest_answer_bytes, len(line))
+            self._queue(line)
+
     def _queue(self, line: bytes) -> bool:
         """Adds a line to those that wait; tells whether that was not one too many."""
         self._lines.append(line)
         self._waiting_bytes += len(line)
-        if self._waiting_bytes > self.node.settings.send_buffer_bytes:
+        most_bytes = self.node.settings.send_buffer_bytes + self._longest_answer_bytes
+        if self._waiting_bytes > most_bytes:
             self.abort_slow()
             return False
         if self._stream is not None:
@@ -211,6 +221,8 @@ class FallbackConnection:
             if stream.full and self._phase is Phase.OPEN:
                 break
         self._waiting_bytes -= size_bytes
+        if not self._lines:
+            self._longest_answer_bytes = 0
         if self._phase is Phase.CLOSING and not self._lines:
             self._end()
         return b"".join(taken)

@@ -35,6 +35,9 @@ class Connection(Protocol):
     def write(self) -> Callable[[bytes], None]:
         """Hands bytes to the transport, or drops them when the connection is ending."""
 
+    def answer(self, data: bytes) -> None:
+        """As `write`, for what the peer has asked for: its length makes no peer slow."""
+
     def abort_slow(self) -> None:
         """Ends the connection at once because its peer reads too slowly."""
 

@@ -5,6 +5,10 @@ transport's own and fan-out may write to the descriptor, past the transport; fro
 write goes through the transport and is followed by a look at what waits. A peer for which too much
 waits is cut off: a close frame would only wait behind the rest.
 
+What the peer has asked for may be longer than that by itself: the members of a large presence
+channel, a streamer's many invitations. Cut off for it, he would ask for it again for ever. So the
+longest such answer on its way is waited for on top of the bound.
+
 Source: docs/decisions.md 67 and 74.
 """
 
@@ -33,7 +37,7 @@ class Outbound(asyncio.Protocol):
         fd: See `gateway.hub.Connection`; fan-out writes there.
     """
 
-    __slots__ = ("_transport", "fd", "node", "write")
+    __slots__ = ("_longest_answer_bytes", "_transport", "fd", "node", "write")
 
     _transport: asyncio.Transport
     write: Callable[[bytes], None]
@@ -42,6 +46,14 @@ class Outbound(asyncio.Protocol):
         self.node = node
         self.write = drop
         self.fd = -1
+        self._longest_answer_bytes = 0
+
+    def answer(self, data: bytes) -> None:
+        """Writes what the peer has asked for, however long it is."""
+        self._longest_answer_bytes = max(self._longest_answer_bytes, len(data))
+        self.write(data)
+        if not self._transport.get_write_buffer_size():
+            self._longest_answer_bytes = 0
 
     def _begin_writing(self) -> None:
         # `pause_writing` comes as soon as a byte has to wait: until then nothing waits.
@@ -58,6 +70,7 @@ class Outbound(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """The peer has caught up."""
+        self._longest_answer_bytes = 0
         if self.write is not drop:
             self.write = self._transport.write
             self._reroute(descriptor(self._transport))
@@ -68,7 +81,7 @@ class Outbound(asyncio.Protocol):
 
     def _check_buffer(self) -> None:
         unsent_bytes = self._transport.get_write_buffer_size()
-        if unsent_bytes > self.node.settings.send_buffer_bytes:
+        if unsent_bytes > self.node.settings.send_buffer_bytes + self._longest_answer_bytes:
             self.abort_slow()
 
     def abort_slow(self) -> None:

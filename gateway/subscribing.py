@@ -131,7 +131,8 @@ class Subscribing:
         self, connection: Connection, channel: Channel, request: Subscribe, first: bytes
     ) -> None:
         """Writes the `first` frames of a subscription that stands, and makes it live."""
-        connection.write(first)
+        # A presence channel's members may be many.
+        (connection.write if request.member is None else connection.answer)(first)
         self._node.occupancy.report(*channel.key, len(channel))
         if request.snapshot_of is None:
             self._go_live(connection, channel)
@@ -159,7 +160,7 @@ class Subscribing:
         if gate is None or channel.gates.get(connection) is not gate:
             return
         if snapshot is not None:
-            connection.write(_snapshot_frame(channel.name, snapshot))
+            connection.answer(_snapshot_frame(channel.name, snapshot))
         self._go_live(connection, channel)
         pause_s = _RETRY_LEAST_S
         while snapshot is None:
@@ -169,7 +170,7 @@ class Subscribing:
                 return
             snapshot = await self._read_snapshot(user_id)
             if snapshot is not None and connection in channel.live:
-                connection.write(_snapshot_frame(channel.name, snapshot))
+                connection.answer(_snapshot_frame(channel.name, snapshot))
 
     async def snapshots_again(self) -> None:
         """Sends `goal.snapshot` to everyone on their own channel, after a gap of the broker.

@@ -14,6 +14,7 @@ from gateway.apps import App, Apps
 from gateway.auth import sign_channel, sign_user
 from gateway.broker import MemoryBroker, MemoryBus
 from gateway.fallback_connection import FallbackConnection
+from gateway.messages import Member
 from gateway.presence import MemoryPresence
 from tests.gateway.fallback_client import QUERY, FallbackClient, LinesEnded
 from tests.gateway.harness import APP, running_gateway, settings_for_tests, until
@@ -285,6 +286,25 @@ async def test_many_messages_in_one_call_act_in_their_order() -> None:
         )
 
         assert [(await client.event())["channel"] for _ in names] == names
+
+
+async def test_the_members_of_a_large_channel_are_not_too_much_for_a_session() -> None:
+    channel = "presence-crowd"
+    async with (
+        running_gateway() as gateway,
+        FallbackClient(gateway.port, streams=False) as client,
+    ):
+        await gateway.presence.join(
+            "1", channel, Member("ana", b'"%b"' % (b"x" * 2_000_000)), "1.1"
+        )
+        await client.connect()
+
+        data = '{"user_id":"eve"}'
+        auth = sign_channel(APP, client.socket_id, channel, data)
+        state = await client.subscribed(channel, auth, channel_data=data)
+
+        assert state["presence"]["count"] == 2
+        await client.ping()
 
 
 async def test_others_are_heard_while_a_call_with_many_messages_is_taken() -> None:

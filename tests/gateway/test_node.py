@@ -46,6 +46,8 @@ class Socket:
     def write(self, data: bytes) -> None:
         self.writes.append(data)
 
+    answer = write
+
     def abort_slow(self) -> None:
         self.slow = True
 

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import json
 
+from gateway.auth import sign_channel
 from gateway.frames import PONG_FRAME
-from tests.gateway.harness import running_gateway, settings_for_tests, until
+from gateway.messages import Member
+from tests.gateway.harness import (
+    APP,
+    Gateway,
+    RawClient,
+    running_gateway,
+    settings_for_tests,
+    until,
+)
 
 
 async def test_a_stalled_reader_is_aborted_while_the_others_get_everything() -> None:
@@ -66,3 +75,45 @@ async def test_the_descriptor_of_a_connection_that_ends_is_taken_back_at_once() 
 
         assert (aborted.fd, closed.fd) == (-1, -1)
         assert set(channel.live.values()) <= {-1}
+
+
+async def joined_by_two_who_show_much(gateway: Gateway) -> str:
+    """A channel whose members alone are more than a socket's bound and what the system holds."""
+    channel = "presence-crowd"
+    for number in range(2):
+        member = Member(f"user-{number}", b'"%b"' % (b"x" * 8_000_000))
+        await gateway.presence.join(APP.id, channel, member, f"1.{number}")
+    return channel
+
+
+def ticket(client: RawClient, channel: str) -> dict[str, str]:
+    data = '{"user_id":"eve"}'
+    return {"auth": sign_channel(APP, client.socket_id, channel, data), "channel_data": data}
+
+
+async def test_who_joins_a_channel_of_very_many_members_is_not_slow_for_it() -> None:
+    async with running_gateway() as gateway:
+        channel = await joined_by_two_who_show_much(gateway)
+        client = await gateway.connect()
+
+        state = await client.subscribed(channel, **ticket(client, channel))
+
+        assert state["presence"]["count"] == 3
+        await client.ping()
+        assert gateway.count("duet_slow_aborts_total") == 0
+
+
+async def test_who_reads_nothing_of_a_long_answer_is_slow_as_soon_as_more_waits_behind_it() -> None:
+    async with running_gateway() as gateway:
+        channel = await joined_by_two_who_show_much(gateway)
+        client, reading = await gateway.connect(), await gateway.connect()
+        await reading.subscribed("c")
+        await client.subscribed("c")
+        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        client.subscribe(channel, **ticket(client, channel))
+
+        for number in range(100):
+            await gateway.push("c", n=number, pad="x" * 200_000)
+            assert json.loads((await reading.event())["data"])["n"] == number
+
+        await until(lambda: gateway.count("duet_slow_aborts_total") == 1)
