@@ -528,6 +528,43 @@ async def test_a_record_is_written_once_however_often_it_is_delivered(world: Wor
     assert world.documents()["goal_records"] == [{"_id": "event", **effect.record}]
 
 
+async def test_of_records_that_are_written_together_each_knows_whether_it_is_the_first(
+    world: World,
+) -> None:
+    record = {"goal_type": TRIGGER_EXCLUSIVE_GOAL, "streamer_id": "anna", "at": world.clock.now()}
+    await world.node.outbox.track(Track("event2", record))
+
+    first = await asyncio.gather(
+        *(world.node.outbox.track(Track(f"event{number}", record)) for number in range(5))
+    )
+
+    assert first == [True, True, False, True, True]
+    assert [row["_id"] for row in world.documents()["goal_records"]] == [
+        f"event{number}" for number in range(5)
+    ]
+
+
+async def test_outboxes_that_are_emptied_together_are_emptied_each_by_its_owner_and_to_the_end(
+    world: World,
+) -> None:
+    """Of four one was taken over by another process, and one has got an entry meanwhile."""
+    other = await world.add_node()
+    invited = [await world.invite(await world.session(f"streamer{n}")) for n in range(4)]
+    goal_ids = [goal_id_of(answer) for answer in invited]
+    taken = {"outbox_owner": other.store.owner}
+    world.raw["goals"].update_one({"_id": ObjectId(goal_ids[1])}, {"$set": taken})
+    agreed = await world.ask(CommandName.AGREE, goal_ids[2], by="streamer2", node=other)
+    assert isinstance(agreed, Done)
+    assert agreed.deliveries == ()
+
+    await asyncio.gather(*(world.node.deliver(answer) for answer in invited))
+
+    left = [len(world.goal_row(goal_id)["outbox"]) for goal_id in goal_ids]
+    assert left == [0, 2, 0, 0]
+    assert world.node.recorder.events.count("goal.added") == 4
+    assert world.node.recorder.events.count("stream.authorized") == 1
+
+
 # --- who owns an outbox ---------------------------------------------------------------------
 
 
