@@ -13,6 +13,9 @@ same call tells it what to make good:
   would be told a part, and would never hear of the rest.
 - its **lease had run out** (the process was stopped for long): survivors have announced that its
   entries are gone. The tenants enter them again and announce them.
+- a **new link**: behind it may be a server that was started again, or another one after a failover,
+  with the data of a while ago. The tenants enter their entries again, unannounced, and remove those
+  that have gone since.
 - **dead nodes**: the tenants remove their entries, so that survivors may do so at the same time
   and die half-way.
 
@@ -94,6 +97,8 @@ class RedisLease:
     __slots__ = (
         "_commands",
         "_lease_s",
+        "_links",
+        "_links_known",
         "_peers",
         "_reap_from",
         "_renewed_at",
@@ -139,7 +144,9 @@ class RedisLease:
         self._wake = asyncio.Event()
         self._renewing = asyncio.Lock()
         commands.use_scripts(_RENEW, _BURY)
-        commands.when_connected(self._wake.set)
+        # Links made so far, and how many of them a renewal has gone over.
+        self._links = self._links_known = 0
+        commands.when_connected(self._on_new_link)
 
     def add(self, tenant: Tenant) -> None:
         """Keeps a tenant's entries under this lease; before `start`."""
@@ -197,6 +204,10 @@ class RedisLease:
         self.look()
         await self.when_settled()
 
+    def _on_new_link(self) -> None:
+        self._links += 1
+        self._wake.set()
+
     async def _keep_renewing(self) -> None:
         while True:
             wait_s = self._lease_s / 3 if self.settled else _LOOK_FOR_PEERS_EVERY_S
@@ -240,6 +251,7 @@ class RedisLease:
     async def _ask(self) -> tuple[list[str], frozenset[str]]:
         """Renews and notes what is to be done; returns the dead nodes and the whole ones."""
         lease_ms = int(self._lease_s * 1000)
+        links = self._links
         epoch, stood, dead, whole = await self._commands.run_script(
             _RENEW,
             *(self.key, self.epoch_key, self._whole_key),
@@ -254,7 +266,12 @@ class RedisLease:
         elif self.epoch and not stood:
             log.warning("lease_had_run_out")
             self._to_enter, self._whole = _ToEnter.ANNOUNCED, False
-        self.epoch = epoch
+        elif self.epoch and links != self._links_known and self._to_enter is _ToEnter.NOTHING:
+            self._to_enter = _ToEnter.QUIETLY
+        if self.epoch and links != self._links_known:
+            # The others' leases may be as old as the data.
+            self._renewed_at = -math.inf
+        self.epoch, self._links_known = epoch, links
         dead_ids = [one.decode() for one in dead]
         return (
             [one for one in dead_ids if one != self.node_id],

@@ -251,6 +251,16 @@ class RedisOccupancy:
             answer = await self._commands.run_script(_WRITE, *call)
             if announced:
                 self._tell(app_id, numbers, answer)
+        await self._report_strays()
+
+    async def _report_strays(self) -> None:
+        """Reports none for names of which Redis still has a number, or has one again."""
+        question = packed("HGETALL", self.node_key(self._lease.node_id))
+        [flat] = await self._commands.send(question, all_or_none=True)
+        for entry in flat[::2]:
+            app_id, _, name = entry.decode().partition(" ")
+            if (app_id, name) not in self._mine and (app_id, name) not in self._dirty:
+                self.report(app_id, name, 0)
 
     async def catch_up(self) -> None:
         """See `Tenant`: what is dirty is written by the flush."""

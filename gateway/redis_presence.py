@@ -207,6 +207,14 @@ class RedisPresence:
             ]
             if calls:
                 await self._commands.run_scripts(_JOIN, calls)
+        await self._owe_strays()
+
+    async def _owe_strays(self) -> None:
+        """Finds entries of this node that Redis still has, or has again, and that have left."""
+        question = packed("SMEMBERS", self.node_key(self._lease.node_id))
+        [standing] = await self._commands.send(question, all_or_none=True)
+        entries = (_Entry.of(text.decode()) for text in standing)
+        self._owed.update(entry for entry in entries if entry not in self._mine)
 
     async def catch_up(self) -> None:
         """See `Tenant`."""

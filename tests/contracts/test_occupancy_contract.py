@@ -331,6 +331,25 @@ async def test_redis_restarted_empty_gets_every_number_again_and_nothing_is_told
     assert sorted(pair.told.turns) == ["+1 a", "+1 mine", "+1 new", "-1 mine"]
 
 
+async def test_redis_restarted_with_what_it_had_kept_a_while_ago_is_put_right(pair: Pair) -> None:
+    one, two = pair.nodes
+    one.report("1", "left", 1)
+    one.report("1", "stays", 1)
+    await one.counts("1", ["left"])
+    async with redis.asyncio.Redis.from_url(pair.server.url) as admin:
+        await admin.save()
+    one.report("1", "left", 0)
+    one.report("1", "new", 1)
+    await one.counts("1", ["new"])
+    pair.server.process.kill()
+    pair.server.start()
+
+    await until_accepted(one._lease.renew)
+    await until_accepted(lambda: one.counts("1", ["left"]))
+
+    assert await two.occupied("1") == {"stays": 1, "new": 1}
+
+
 async def test_what_a_frozen_redis_did_not_take_is_written_when_it_answers(pair: Pair) -> None:
     one, two = pair.nodes
     one.report("1", "a", 1)

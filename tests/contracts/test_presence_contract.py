@@ -382,6 +382,30 @@ async def test_redis_restarted_empty_gets_every_nodes_members_again_in_silence(
     await two.stop()
 
 
+async def test_redis_restarted_with_what_it_had_kept_a_while_ago_is_put_right(
+    parts: Parts,
+) -> None:
+    """Its epoch is the one that everybody knows, and who has left since is there again."""
+    one, two = parts.node(0), parts.node(1)
+    await one.start()
+    await two.start()
+    for presence, user, socket_id in ((one, "a", "1.1"), (one, "b", "1.2"), (two, "c", "2.1")):
+        await presence.join("1", CHANNEL, member(user), socket_id)
+    async with _admin(parts.server.url) as admin:
+        await admin.save()
+    await one.leave("1", CHANNEL, "a", "1.1")
+    await one.join("1", CHANNEL, member("new"), "1.3")
+    parts.server.process.kill()
+    parts.server.start()
+
+    await until_accepted(one._lease.renew)
+    await until_accepted(two._lease.renew)
+
+    assert set(await one.members("1", CHANNEL)) == {"b", "c", "new"}
+    await one.stop()
+    await two.stop()
+
+
 async def test_who_joins_a_redis_that_lost_its_data_is_told_of_everyone(parts: Parts) -> None:
     one, two = parts.node(0, max_members=9), parts.node(1, max_members=9)
     await one.start()
