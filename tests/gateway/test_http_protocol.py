@@ -200,6 +200,68 @@ async def test_both_ways_write_the_same_answer(caller: Caller, channel: str) -> 
     assert await caller.answer() == plain
 
 
+def event(**changes: Any) -> bytes:
+    return json.dumps({"name": "e", "channel": "c", "data": ""} | changes).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        event(),
+        event(unknown=1),
+        event(name=""),
+        event(name="e" * 200),
+        event(name="e" * 201),
+        event(name="pusher:e"),
+        event(name=None),
+        event(data={"a": 1}),
+        event(data="x" * 10_240),
+        event(data="x" * 10_241),
+        event(data="ä" * 5_121),
+        event(channel="c" * 201),
+        event(channel=""),
+        event(channel="#server-to-user-u"),
+        event(channels=[]),
+        event(channels=["c", "c"]),
+        event(channels=["c"] * 101),
+        event(channels=["private-encrypted-a", "c"]),
+        event(channels="c"),
+        event(socket_id="1.2"),
+        event(socket_id="1.2:x"),
+        event(info="subscription_count"),
+        event(info="nothing"),
+        b"",
+        b"null",
+        b"\xef\xbb\xbf" + event(),
+        event() + b"x",
+        event()[:-1] + b',"name":"f"}',
+        event()[:-1] + b',"x":NaN}',
+        event()[:-1] + b',"x":' + b"[" * 1_100 + b"]" * 1_100 + b"}",
+        event(data="\ud83d"),
+        b'{"name":"e","channel":"c","data":"\xff"}',
+    ],
+    ids=lambda body: repr(body[:60]),
+)
+async def test_both_ways_answer_and_deliver_the_same(
+    caller: Caller, listener: Member, channel: str, body: bytes
+) -> None:
+    body = body.replace(b'"c"', json.dumps(channel).encode())
+    await listener.subscribe(channel)
+    seen = []
+    # Without Connection it asks for nothing, but the call is not plain any more.
+    for head in ("", "Upgrade: none\r\n"):
+        caller.writer.write(caller.call("", body=body, head=head))
+        answer = await caller.answer()
+        caller.writer.write(caller.call(channel, "the end"))
+        assert (await caller.answer())[0] == 200
+        heard = []
+        while (message := await listener.next())["data"] != "the end":
+            heard.append(message)
+        seen.append((answer, heard))
+
+    assert seen[0] == seen[1]
+
+
 async def test_calls_sent_at_once_are_answered_and_delivered_in_their_order(
     caller: Caller, listener: Member, channel: str
 ) -> None:
