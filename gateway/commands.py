@@ -109,7 +109,7 @@ def decode_command(event: str, data: bytes) -> GoalCommand | CommandError:
         if data[:1] == b'"':
             data = msgspec.json.decode(data, type=str).encode()
         command: GoalCommand = decode(data)
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         return CommandError.of(ErrorCode.MALFORMED, f"The data of {event} is malformed: {error}.")
     if not command.request_id or len(command.request_id) > REQUEST_ID_MAX:
         return CommandError.of(ErrorCode.BAD_REQUEST_ID)

@@ -289,6 +289,17 @@ def test_a_user_whose_id_the_goals_could_not_keep_gets_no_command_through() -> N
     assert json.loads(reply["data"])["error"]["code"] == "bad_user_id"
 
 
+def test_a_command_that_is_nested_too_deeply_inside_a_string_is_malformed() -> None:
+    machine = protocol()
+    machine.identity = Identity("v", Role.VIEWER)
+    machine.subscriptions["private-user@v"] = None
+    data = '{"request_id":"r","goal_id":"x","unknown":' + "[" * 5_000 + "]" * 5_000 + "}"
+
+    reply = sent(send(machine, "client-goal.withdraw", channel="private-user@v", data=data))
+
+    assert json.loads(reply["data"])["error"]["code"] == "malformed"
+
+
 def test_a_rate_allows_a_burst_and_then_its_number_a_second() -> None:
     rate = Rate(10, 0.0)
     assert sum(rate.allow(10, 0.0) for _ in range(50)) == 10
