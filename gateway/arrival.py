@@ -11,8 +11,9 @@ Source: docs/performance.md (figures).
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from gateway.drain import FIRST_WORDS_S, NOTHING_CAME, READ_SOON_S, something_waits
 from gateway.handshake import read_upgrade
 from gateway.http_protocol import HttpProtocol
 from gateway.socket import GatewayProtocol
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
     from gateway.node import Node
-
-# How long a connection that has sent nothing may still do so while the server stops.
-_FIRST_WORDS_S: Final = 3.0
 
 
 class Arrival(asyncio.Protocol):
@@ -61,6 +59,9 @@ class Arrival(asyncio.Protocol):
         self._server_state.connections.add(self)  # type: ignore[arg-type]
         node = self._node
         node.wheel.put(self, node.now() + node.settings.handshake_timeout_s)
+        if node.draining:
+            # It waited in the listener's queue when that was closed.
+            self.shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets a connection that ended without a word."""
@@ -69,11 +70,17 @@ class Arrival(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """The server is stopping: who has just come may still ask, and is answered."""
-        asyncio.get_running_loop().call_later(_FIRST_WORDS_S, self._close_if_silent)
+        asyncio.get_running_loop().call_later(FIRST_WORDS_S, self._send_away)
 
-    def _close_if_silent(self) -> None:
-        if self._transport.get_protocol() is self:
-            self._transport.close()
+    def _send_away(self) -> None:
+        transport = self._transport
+        if transport.get_protocol() is not self or transport.is_closing():
+            return
+        if something_waits(transport.get_extra_info("socket").fileno()):
+            asyncio.get_running_loop().call_later(READ_SOON_S, self._send_away)
+            return
+        transport.write(NOTHING_CAME)
+        transport.close()
 
     def _leave(self) -> None:
         self._server_state.connections.discard(self)

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.api_call import NOTHING, UNREACHABLE
 from gateway.broker import BrokerUnavailable
+from gateway.drain import FIRST_WORDS_S, NOTHING_CAME, READ_SOON_S, something_waits
 from gateway.fallback import ABORT_EXTENSION
 from gateway.pusher_api import KEY_HEADERS, plain_publications, written
 
@@ -61,9 +62,9 @@ class _Publishing:
 
     __slots__ = ("disconnected", "keep_alive", "message_event", "response_complete")
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_alive: bool) -> None:
         self.disconnected = False
-        self.keep_alive = True
+        self.keep_alive = keep_alive
         self.response_complete = False
         self.message_event = _NO_EVENT
 
@@ -101,6 +102,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._plain_bytes_below = min(HIGH_WATER_LIMIT, self._node.settings.max_body_bytes + 1)
         now = self._coming_since = self.loop.time()
         self._node.wheel.put(self, now + self._node.settings.handshake_timeout_s)
+        if self._node.draining:
+            self.shutdown()
 
     def data_received(self, data: bytes) -> None:
         """Acts on what has come; nothing behind an upgrade is lost, as it would be by uvicorn's."""
@@ -139,10 +142,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _hand_over(self, rest: bytes) -> None:
         """Makes a WebSocket of the connection, if no answer is still to be written to it."""
-        under_way: RequestResponseCycle | None = self.cycle
-        if self.parser.get_http_version() != "1.1" or (
-            under_way is not None and not under_way.response_complete
-        ):
+        if self.parser.get_http_version() != "1.1" or self._under_way is not None:
             self.send_400_response("This connection can't be upgraded.")
             return
         self._let_go()
@@ -153,6 +153,13 @@ class HttpProtocol(HttpToolsProtocol):
             successor.pause_writing()
         if rest:
             successor.data_received(rest)
+
+    @property
+    def _under_way(self) -> RequestResponseCycle | None:
+        """The last call that has come and is not answered; None when all are."""
+        # None before the first call, whatever uvicorn's annotation says.
+        last: RequestResponseCycle | None = self.cycle
+        return None if last is None or last.response_complete else last
 
     def abort(self) -> None:
         """Ends the connection at once."""
@@ -200,7 +207,12 @@ class HttpProtocol(HttpToolsProtocol):
         if self._begins_plain_call():
             self._plain_body = b""
         elif not self._asks_for_another_protocol():
-            super().on_headers_complete()
+            self._begin_call()
+
+    def _begin_call(self) -> None:
+        """Has the application carry out a call; while the node drains, the connection's last."""
+        super().on_headers_complete()
+        self._end_with_answer()
 
     def _asks_for_another_protocol(self) -> bool:
         """Whether `_on_upgrade` is about to begin the call anew, or to refuse it."""
@@ -210,9 +222,7 @@ class HttpProtocol(HttpToolsProtocol):
         parser = self.parser
         if parser.get_method() != b"POST" or not self.url.partition(b"?")[0].endswith(_PLAIN_ENDS):
             return False
-        # None before the first call, whatever uvicorn's annotation says.
-        under_way: RequestResponseCycle | None = self.cycle
-        if under_way is not None and not under_way.response_complete:
+        if self._under_way is not None:
             # Answers go out in the order of the calls.
             return False
         length = None
@@ -255,7 +265,7 @@ class HttpProtocol(HttpToolsProtocol):
             if self._publish(body):
                 return
             # Not so plain: the ordinary way, from the start.
-            super().on_headers_complete()
+            self._begin_call()
             super().on_body(body)
         if not self._asks_for_another_protocol():
             super().on_message_complete()
@@ -271,7 +281,7 @@ class HttpProtocol(HttpToolsProtocol):
             accepted = parts.node.send(publications)
         except BrokerUnavailable:
             return False
-        self._answering = call = _Publishing()
+        self._answering = call = _Publishing(keep_alive=not parts.node.draining)
         self.cycle = call  # type: ignore[assignment]
         # Stopping the server waits for these.
         self.tasks.add(accepted)  # type: ignore[arg-type]
@@ -333,6 +343,38 @@ class HttpProtocol(HttpToolsProtocol):
             self._watch_idle(left_s)
         else:
             super().timeout_keep_alive_handler()
+
+    # The drain
+
+    def shutdown(self) -> None:
+        """The server is stopping: the next answer is the last one; who needs none is sent away."""
+        self._end_with_answer()
+        now = self.loop.time()
+        patience_s = min(self._node.settings.drain_s, FIRST_WORDS_S)
+        self.loop.call_at(now + patience_s, self._send_away, now + FIRST_WORDS_S)
+
+    def _end_with_answer(self) -> None:
+        """Closes the connection behind the answer that is under way, if the node drains."""
+        under_way = self._under_way
+        if under_way is not None and self._node.draining:
+            under_way.keep_alive = False
+
+    def _send_away(self, at_last: float) -> None:
+        """Closes an idle connection now, and one on which half a call has come `at_last`."""
+        transport = self.transport
+        ended = transport.is_closing() or transport.get_protocol() is not self
+        if ended or self._under_way is not None:
+            return
+        now = self.loop.time()
+        if something_waits(transport.get_extra_info("socket").fileno()):
+            self.loop.call_at(now + READ_SOON_S, self._send_away, at_last)
+        elif self._coming_since is None:
+            transport.close()
+        elif now < at_last:
+            self.loop.call_at(at_last, self._send_away, at_last)
+        else:
+            transport.write(NOTHING_CAME)
+            transport.close()
 
     def _let_go(self) -> None:
         self._node.wheel.remove(self)

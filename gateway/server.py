@@ -1,8 +1,9 @@
 """The gateway under uvicorn: as a process of its own, or inside another program's event loop.
 
 WebSockets are handed to `GatewayProtocol` at the upgrade and are no business of uvicorn's from
-then on; the order of stopping is therefore ours: no new connections, HTTP calls in flight end,
-then the node closes its sockets over `drain_s`.
+then on; the order of stopping is therefore ours: who waits in the listener's queue is still
+accepted, then nobody; calls in flight end and newcomers are answered while the node closes its
+sockets over `drain_s`; and when every connection has ended, the application stops.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import uvicorn
 
 from gateway.app import GatewayApp, StartError
 from gateway.arrival import Arrival
+from gateway.drain import FIRST_WORDS_S, something_waits
 from gateway.socket import GatewayProtocol
 from gateway.tasks import Tasks
 from gateway.workers import Listeners, Workers
@@ -35,9 +37,13 @@ if TYPE_CHECKING:
     from persistence.clock import Clock
 
 _BACKLOG: Final = 2048
-# How long HTTP calls in flight may take once the process has been told to stop.
-_HTTP_GRACE_S: Final = 5.0
-# How long after the drain the last of the connections over HTTP has fetched its close, or is cut.
+# How long those who wait in the listeners' queues are accepted, if ever more of them come.
+_QUEUE_S: Final = 1.0
+# Turns of the loop in which nobody may have come before a listener is closed: asyncio makes a
+# connection of what it has accepted in a later one, and no more once the listener is closed.
+_QUIET_TURNS: Final = 3
+# How long after the drain, and after a newcomer's first words, the last connection has ended, be it
+# over HTTP with a close to fetch, or is cut.
 _LAST_WORDS_S: Final = 4.0
 # Objects that are made before the collector looks at the young ones; Python's own is 700.
 _COLLECT_AFTER: Final = 10_000
@@ -65,37 +71,52 @@ class GatewayServer(uvicorn.Server):
             self.settled.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stops listening, lets HTTP calls end, then stops the application.
+        """Stops listening, lets every connection have its answer and end, stops the application.
 
-        uvicorn's own would first wait for every socket's end, which only comes with the drain.
+        uvicorn's own would close the idle ones at once, whatever they have just sent.
         """
-        for server in self.servers:
-            server.close()
-        for listener in sockets or []:
-            listener.close()
+        listeners = sockets or []
         app = self.config.loaded_app
-        grace_s = _HTTP_GRACE_S
-        if isinstance(app, GatewayApp):
-            # Connections over HTTP are calls in flight that end with the drain.
-            grace_s = max(grace_s, app.begin_drain() + _LAST_WORDS_S)
-        self._send_away()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
-                await self._calls_ended()
-        for task in list(self.server_state.tasks):
-            task.cancel()
-        # Once more, for those that were just being accepted.
-        self._send_away()
-        await self.lifespan.shutdown()
-
-    def _send_away(self) -> None:
-        """Closes idle HTTP connections, busy ones after their answer; sockets begin to drain."""
+        drain_s = app.begin_drain() if isinstance(app, GatewayApp) else 0.0
         for connection in list(self.server_state.connections):
             connection.shutdown()
+        waiting = Tasks()
+        # Whoever asks only once it is closed is told that all have gone; they haven't.
+        gone = [waiting.spawn(one.wait_closed(), "connections end") for one in self.servers]
+        await _let_in(listeners)
+        for server in self.servers:
+            server.close()
+        for listener in listeners:
+            listener.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(drain_s, FIRST_WORDS_S) + _LAST_WORDS_S):
+                await asyncio.wait(gone)
+                await self._calls_ended()
+        await waiting.stop()
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        await self.lifespan.shutdown()
 
     async def _calls_ended(self) -> None:
         while self.server_state.tasks and not self.force_exit:
             await asyncio.wait(list(self.server_state.tasks))
+
+
+async def _let_in(listeners: Sequence[socket.socket]) -> None:
+    """Has the loop accept everyone who waits; closing a listener resets those in its queue.
+
+    The loop turns at least once, and not between the last look at the queues and the return.
+    """
+    give_up_at = asyncio.get_running_loop().time() + _QUEUE_S
+    quiet_turns = 0
+    while asyncio.get_running_loop().time() < give_up_at:
+        if any(something_waits(listener.fileno()) for listener in listeners):
+            quiet_turns = 0
+        elif quiet_turns == _QUIET_TURNS:
+            return
+        else:
+            quiet_turns += 1
+        await asyncio.sleep(0)
 
 
 class _EmbeddedServer(GatewayServer):

@@ -509,6 +509,24 @@ async def test_a_stopping_gateway_answers_what_is_under_way_and_closes(
     assert b"connection: close" in head
 
 
+async def test_a_plain_call_in_the_drain_is_answered_and_its_caller_told_to_go(
+    settings: Settings, apps: Apps
+) -> None:
+    changed = settings.model_copy(update={"drain_s": 60})
+    async with running_gateway(changed, apps) as gateway, Caller(gateway) as caller:
+        caller.writer.write(caller.call("c"))
+        _, before, _ = await caller.answer()
+        gateway.parts.node.begin_drain(0)
+        caller.writer.write(caller.call("c"))
+        status, during, _ = await caller.answer()
+
+        assert await caller.ended()
+
+    assert b"connection: close" not in before
+    assert status == 200
+    assert b"connection: close" in during
+
+
 async def test_who_goes_on_asking_without_waiting_for_answers_is_cut_off(
     gateway: RunningGateway,
 ) -> None:
