@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import ConnectionClosed
 
-from tests.e2e.gateway_process import START_DEADLINE_S, Gateway
+from tests.e2e.gateway_process import APP_KEY, START_DEADLINE_S, Gateway
 from tests.e2e.inbox import PATIENCE_S
 from tests.e2e.wire_socket import WireSocket
 from tests.gateway.harness import until
@@ -191,6 +192,102 @@ async def test_nobody_is_refused_while_a_worker_dies_or_drains(
         await until_said(gateway, "worker_serves", 3)
 
     assert closed == (4200 if number == signal.SIGTERM else 1006)
+
+
+UPGRADE = (
+    f"GET /app/{APP_KEY}?protocol=7 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+    "Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    "Sec-WebSocket-Version: 13\r\n\r\n"
+).encode()
+CALL = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def last_words(comer: socket.socket, words: bytes) -> bytes:
+    """Says something and returns what comes, until the server closes."""
+    reader, writer = await asyncio.open_connection(sock=comer)
+    writer.write(words)
+    async with asyncio.timeout(PATIENCE_S):
+        said = await reader.read()
+    writer.close()
+    return said
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_who_has_connected_when_a_gateway_is_told_to_stop_is_answered(
+    gateway_with: GatewayBuilder, workers: int
+) -> None:
+    gateway = await gateway_with(DUET_WORKERS=str(workers))
+    pids = [gateway.running().pid]
+    if workers > 1:
+        pids += (await served(gateway, workers)).values()
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+
+    # The kernel lets them in; the gateway sees them when it has been told to stop.
+    comers = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(60)]
+    for comer in comers[:20]:
+        comer.sendall(CALL)
+    for comer in comers[20:40]:
+        comer.sendall(UPGRADE)
+    os.kill(gateway.running().pid, signal.SIGTERM)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    async with asyncio.timeout(PATIENCE_S):
+        while await answers(gateway):
+            pass
+    late = [await last_words(comer, CALL) for comer in comers[40:]]
+    called = [await last_words(comer, b"") for comer in comers[:20]]
+    upgraded = [await last_words(comer, b"") for comer in comers[20:40]]
+
+    # Some may have been answered before the signal was seen, and are closed on while idle.
+    assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in called)
+    for answer in late:
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\nconnection: close\r\n" in answer
+    for answer in upgraded:
+        assert answer.startswith(b"HTTP/1.1 101 ")
+        # The close frame's code; who was let in before the signal is sent away by the drain.
+        assert (4100).to_bytes(2) in answer or (4200).to_bytes(2) in answer
+    await ended(gateway)
+
+
+async def test_a_restart_of_each_worker_in_turn_loses_no_call_over_kept_connections(
+    gateway_with: GatewayBuilder,
+) -> None:
+    gateway = await gateway_with(DUET_WORKERS="2", DUET_DRAIN_S="3")
+    pids = await served(gateway, 2)
+    witnesses = await gateway_with()
+    accepted: list[int] = []
+    numbers = itertools.count()
+    restarted = asyncio.Event()
+
+    async def publish() -> None:
+        """Publishes over one connection as long as that is kept; raises if a call is cut."""
+        async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
+            while not restarted.is_set():
+                number = next(numbers)
+                target, body = gateway.signed_event(["news"], "counted", json.dumps(number))
+                answer = await client.post(f"{gateway.url}{target}", content=body)
+                assert answer.status_code == 200, answer.text
+                accepted.append(number)
+
+    async with AsyncExitStack() as stack:
+        witness = await guest(stack, witnesses)
+        await witness.subscribe("news")
+        async with asyncio.TaskGroup() as group:
+            for _ in range(8):
+                group.create_task(publish())
+            for times, pid in enumerate(pids.values(), 3):
+                await until(lambda: len(accepted) > 50)
+                os.kill(pid, signal.SIGTERM)
+                await until_said(gateway, "worker_serves", times)
+            restarted.set()
+        last = await gateway.publish(["news"], "counted", -1)
+        assert last.status_code == 200
+        await witness.expect("counted", "news", where=lambda record: record.data == -1)
+        seen = {record.data for record in witness.received if record.event == "counted"}
+
+    assert set(accepted) <= seen
 
 
 async def test_a_stopping_gateway_closes_every_workers_sockets_and_refuses_new_ones(
