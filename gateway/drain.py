@@ -5,7 +5,7 @@ then or not, and whether he had asked yet or not. So nobody is closed on while s
 has sent waits to be read: the kernel would reset the connection, and he could not know why.
 
 Source: RFC 9112 section 9.6 (an answer with `Connection: close` is the last one), RFC 9110
-section 15.5.9 (408 asks to try again on another connection), decision 84.
+section 15.5.9 (408 asks to try again on another connection), decision 87.
 """
 
 from __future__ import annotations
