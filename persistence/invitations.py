@@ -24,6 +24,7 @@ from persistence.goal_writes import facts_of
 from persistence.holds import Hold, Holds
 from persistence.intents import Answer, Delivery, Done, Intent, Refused
 from persistence.rows import goal_row, object_id
+from persistence.session_reads import of_invitation
 from persistence.transactions import Writes
 from persistence.views import goal_view
 from statemachine.goal import (
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from persistence.requests import RequestRecords
     from persistence.store import Store
 
-# A popular stream has a thousand pairs: each of its invitations would read all of them.
-_WEIGHED = ("user", "active", "status", "created_at", "version", "schema_version")
 _NO_SESSION = Refused("unknown_session", "There is no such session.")
 
 
@@ -220,9 +219,5 @@ class Invitations:
         return Done(done.goal, done.session_id, deliveries)
 
     async def _session(self, session_id: ObjectId, viewer_id: str) -> Session | None:
-        """The Session as an invitation is weighed by it, with the viewer's own pair and pass."""
-        row = await self._store.sessions.find_one(
-            {"_id": session_id},
-            [*_WEIGHED, f"exclusive_goal_pairs.{viewer_id}", f"viewers.{viewer_id}"],
-        )
+        row = await self._store.sessions.find_one({"_id": session_id}, of_invitation(viewer_id))
         return Session.model_validate(row) if row else None
