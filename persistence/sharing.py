@@ -93,7 +93,7 @@ class Shared(Generic[Item, Result]):
         try:
             if others:
                 try:
-                    result = await self._together([item, *(each.item for each in others)])
+                    result = await self._together([*(each.item for each in others), item])
                 except Apart:
                     for each in others:
                         self._tell(each, [])
@@ -115,7 +115,7 @@ class Shared(Generic[Item, Result]):
         self._fill()
 
     def _fill(self) -> None:
-        """Lets the first who wait begin goes, each with those behind him."""
+        """Begins goes of those who wait, the first first."""
         while self._waiting and self._under_way < self._at_once:
             self._next()
 
@@ -123,7 +123,9 @@ class Shared(Generic[Item, Result]):
         count = min(len(self._waiting), _AT_MOST)
         taken = _still_there([self._waiting.popleft() for _ in range(count)])
         if taken:
-            self._tell(taken[0], taken[1:])
+            # He who came last has the most of his time left, and others depend on it.
+            leader = taken.pop()
+            self._tell(leader, taken)
 
     def _tell(self, waiting: _Waiting[Item, Result], others: list[_Waiting[Item, Result]]) -> None:
         """Lets a caller begin a go."""
