@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
+from persistence.damage import readable
 from persistence.documents import Goal
 from persistence.errors import Conflict, StoreDamaged
 from persistence.faults import Step, reached
@@ -157,8 +158,8 @@ class Commits:
         updates: list[UpdateOne] = []
         ledger: list[Row] = []
         calls: list[Row] = []
-        for row in rows:
-            goal = Goal.model_validate(row)
+        # One that can't be read keeps the Session's others from nothing; mended, it expires.
+        for goal in readable(Goal, "goals", rows):
             decision = decide(
                 facts_of(goal, session), Command(command, Role.SYSTEM), now, self._limits
             )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pymongo.errors import DuplicateKeyError
 
 from persistence.commits import Commits, damaged
+from persistence.damage import readable
 from persistence.documents import EXCLUSIVE_GOAL, TRIGGER_EXCLUSIVE_GOAL, Goal, Session
 from persistence.errors import Conflict, StoreUnavailable
 from persistence.faults import Step, reached
@@ -93,7 +94,7 @@ class Goals:
                     "$or": [{"metadata.user_id": user_id}, {"conditions.exclusive_to": user_id}],
                 }
             ).to_list()
-        return sorted((Goal.model_validate(row) for row in rows), key=lambda goal: goal.created_at)
+        return sorted(readable(Goal, "goals", rows), key=lambda goal: goal.created_at)
 
     async def show_goal_id(self, session_id: str) -> str | None:
         """The id of the Session's agreed or live goal, if it has one."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bson.errors import InvalidDocument
-from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.errors import DuplicateKeyError, PyMongoError, WriteError
 
 from persistence.documents import EscrowCall, EscrowEntry, Goal, RequestRecord, Session
 from persistence.errors import Conflict, StoreDamaged
@@ -102,7 +102,7 @@ class Transactions:
 
         try:
             return await self._store.transact(body)
-        except (Conflict, DuplicateKeyError, StoreDamaged, InvalidDocument) as error:
+        except (Conflict, WriteError, StoreDamaged, InvalidDocument) as error:
             # The last: each of them fits into a message, all together do not.
             if len(shared) > 1:
                 raise Apart from error

@@ -12,6 +12,7 @@ from persistence.errors import StoreDamaged
 from persistence.escrow_calls import EscrowBook, EscrowCalls
 from persistence.escrow_port import CallStatus, EscrowAnswer, Verdict
 from statemachine.goal import CommandName
+from tests.persistence.world import STREAMER, code_of, goal_id_of
 
 if TYPE_CHECKING:
     from persistence.documents import EscrowCall
@@ -91,6 +92,29 @@ async def test_calls_behind_a_damaged_one_are_said_and_listed(world: World) -> N
 
     assert [call.id for call in listed] == [sound]
     assert [call.id for call in claimed] == [sound]
+
+
+async def test_the_other_goals_of_a_session_are_agreed_seen_and_closed(world: World) -> None:
+    session = await world.session()
+    broken, sound, other = [
+        await world.invited(session, viewer) for viewer in ("ben", "cleo", "dora")
+    ]
+    before = world.goal_row(broken)
+    break_goal(world, broken, {"$unset": {"context": ""}})
+
+    seen = await world.node.goals.open_goals(STREAMER)
+    agreed = await world.ask(CommandName.AGREE, sound)
+    ended, _ = await world.node.sessions.end(session)
+    world.raw["goals"].replace_one({"_id": before["_id"]}, before)
+    world.clock.shift(60)
+    mended = [answer for answer in await world.node.fire_due() if code_of(answer) == "ok"]
+
+    assert {str(goal.id) for goal in seen} == {sound, other}
+    assert code_of(agreed) == "ok"
+    assert not ended.active
+    assert sorted(world.movements(other)) == ["hold", "release"]
+    assert broken in map(goal_id_of, mended)
+    assert sorted(world.movements(broken)) == ["hold", "release"]
 
 
 def test_a_document_is_counted_once_and_forgotten_when_it_was_mended() -> None:
