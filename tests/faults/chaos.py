@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from bson import ObjectId
+from pymongo.read_concern import ReadConcern
 
 from persistence.faults import Step
 from tests.e2e.books import Books
@@ -313,7 +314,9 @@ class Chaos:
         among everything that the run has left so far.
         """
         began_at_s, answers = time.monotonic(), self._answers
-        goals = books.database["goals"]
+        # As the truth is read: what has come to rest on the primary may not have on a majority.
+        majority = ReadConcern("majority")
+        goals = books.database.get_collection("goals", read_concern=majority)
         of_stream = {"conditions.session_id": ObjectId(stream.session_id)}
         while True:
             rows = await goals.find(of_stream, {"state": True, "outbox": True}).to_list()
