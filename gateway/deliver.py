@@ -295,7 +295,7 @@ class Deliverer:
         while True:
             await asyncio.sleep(_FREE_ABANDONED_EVERY_S)
             try:
-                await self._abandoned.free_inactive()
+                await self._abandoned.free_left()
             except StoreError as error:
                 _log.warning("abandoned_transactions_not_freed", why=str(error))
 

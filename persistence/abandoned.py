@@ -1,11 +1,13 @@
 """Frees what a killed process still holds in MongoDB: its open transaction.
 
-A process that is killed inside a transaction leaves it open on the server, which would keep the
-goal and the Session locked for up to 90 s (`transactionLifetimeLimitSeconds` and the reaper's
-period). Each process connects under its own name, so the survivors can see whose transaction has
-not moved for longer than any living process lets one rest, and end that session.
+A process that is killed inside a transaction leaves it open on the server, which would keep goals
+and Sessions locked for up to 90 s (`transactionLifetimeLimitSeconds` and the reaper's period).
+Each process connects under its own name, so the survivors can see whose transaction is left:
+nobody is connected under the name any more, or the transaction has not moved for longer than any
+living process lets one rest. They end that session.
 
-A process that was only frozen finds its transaction aborted, and decides again: nothing is lost.
+A process that was only frozen, or cut off, finds its transaction aborted and decides again:
+nothing is lost.
 """
 
 from __future__ import annotations
@@ -19,11 +21,15 @@ from pymongo.errors import OperationFailure
 from persistence.store import application_name
 
 if TYPE_CHECKING:
-    from persistence.store import Store
+    from collections.abc import Awaitable, Callable
+
+    from persistence.store import Row, Store
 
 _log = structlog.get_logger(__name__)
 
 
+# A transaction rests between two of its writes for a few milliseconds; over a slow network longer.
+_RESTS_S = 0.2
 # Unauthorized, CommandNotSupported, and what a hosted MongoDB answers instead.
 _REFUSALS = frozenset({13, 115, 8000})
 
@@ -34,45 +40,79 @@ class AbandonedTransactions:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._allowed = True
+        self._name = application_name(store.database_name, store.owner)
 
     async def free_predecessors(self) -> int:
         """Ends those of an earlier process of this node's name, however fresh they are."""
-        own = application_name(self._store.database_name, self._store.owner)
-        return await self._free(f"{self._store.options.node_name}/", 0.0, spared=[own])
+        return await self._free(self._predecessors)
 
-    async def free_inactive(self) -> int:
-        """Ends those of any node, this one included, that rest for twice a command's deadline."""
-        return await self._free("", 2 * self._store.options.deadline_s, spared=[])
+    async def free_left(self) -> int:
+        """Ends those whose process is gone, and those that rest for twice a command's deadline."""
+        return await self._free(self._left)
 
-    async def _free(self, owner_prefix: str, inactive_s: float, spared: list[str]) -> int:
+    async def _predecessors(self) -> list[Row]:
+        prefix = f"{self._store.options.node_name}/"
+        return await self._open_transactions(prefix, 0.0, spared=[self._name])
+
+    async def _left(self) -> list[Row]:
+        found = await self._open_transactions("", _RESTS_S, spared=[])
+        if not found:
+            return []
+        connected = await self._connected()
+        too_long_us = 2 * self._store.options.deadline_s * 1_000_000
+        return [
+            one
+            for one in found
+            if (connected is not None and one["appName"] not in connected)
+            or one["transaction"]["timeInactiveMicros"] >= too_long_us
+        ]
+
+    async def _open_transactions(
+        self, owner_prefix: str, inactive_s: float, spared: list[str]
+    ) -> list[Row]:
+        """Those of processes whose names begin like this that have rested for so long."""
+        prefix = re.escape(application_name(self._store.database_name, owner_prefix))
+        found = await self._store.admin.aggregate(
+            [
+                {"$currentOp": {"allUsers": False, "idleSessions": True}},
+                {
+                    "$match": {
+                        "type": "idleSession",
+                        "appName": {"$regex": f"^{prefix}", "$nin": spared},
+                        "transaction.timeInactiveMicros": {"$gte": int(inactive_s * 1_000_000)},
+                    }
+                },
+                {"$project": {"lsid": True, "appName": True, "transaction": True}},
+            ]
+        )
+        return await found.to_list()
+
+    async def _connected(self) -> set[str] | None:
+        """The names of all who have a connection; none when the server does not show them all.
+
+        A mongos shows the connections between it and its shards.
+        """
+        found = await self._store.admin.aggregate(
+            [
+                {"$currentOp": {"allUsers": False, "idleConnections": True}},
+                {"$match": {"type": "op", "appName": {"$exists": True}}},
+                {"$group": {"_id": "$appName", "count": {"$sum": 1}}},
+            ]
+        )
+        counts = {row["_id"]: row["count"] async for row in found}
+        # This very question comes by one of our connections; the driver has others.
+        return set(counts) if counts.get(self._name, 0) > 1 else None
+
+    async def _free(self, find: Callable[[], Awaitable[list[Row]]]) -> int:
         """Kills the sessions found; tells how many."""
         if not self._allowed:
             return 0
-        database = self._store.database_name
-        prefix = re.escape(application_name(database, owner_prefix))
         async with self._store.reading():
             try:
-                admin = self._store.admin
-                found = await (
-                    await admin.aggregate(
-                        [
-                            {"$currentOp": {"allUsers": False, "idleSessions": True}},
-                            {
-                                "$match": {
-                                    "type": "idleSession",
-                                    "appName": {"$regex": f"^{prefix}", "$nin": spared},
-                                    "transaction.timeInactiveMicros": {
-                                        "$gte": int(inactive_s * 1_000_000)
-                                    },
-                                }
-                            },
-                            {"$project": {"lsid": True, "appName": True}},
-                        ]
-                    )
-                ).to_list()
+                found = await find()
                 if found:
-                    await admin.command(
-                        "killSessions", [{"id": operation["lsid"]["id"]} for operation in found]
+                    await self._store.admin.command(
+                        "killSessions", [{"id": one["lsid"]["id"]} for one in found]
                     )
             except OperationFailure as error:
                 if error.code not in _REFUSALS:
@@ -83,6 +123,6 @@ class AbandonedTransactions:
                 _log.warning("abandoned_transactions_not_seen", why=str(error)[:200])
                 return 0
         if found:
-            names = sorted({operation["appName"] for operation in found})
+            names = sorted({one["appName"] for one in found})
             _log.info("abandoned_transactions_freed", of=names, count=len(found))
         return len(found)

@@ -10,6 +10,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pymongo import MongoClient
 from pymongo.errors import (
     AutoReconnect,
     DuplicateKeyError,
@@ -22,7 +23,7 @@ from persistence.abandoned import AbandonedTransactions
 from persistence.clock import Clock
 from persistence.embedded_process import free_port
 from persistence.errors import Conflict, StoreOverloaded, StoreUnavailable
-from persistence.store import Store, StoreOptions
+from persistence.store import Store, StoreOptions, application_name
 from statemachine.goal import CommandName
 from tests.persistence.world import code_of
 
@@ -231,7 +232,7 @@ async def test_survivors_end_what_a_killed_process_left_open(world: World) -> No
         in_transaction = killed.admin.client[world.raw.name]["goal_records"]
         await in_transaction.update_one({"_id": "one"}, {"$inc": {"count": 1}}, session=session)
         # As after a kill: nobody says another word about this transaction.
-        while not await AbandonedTransactions(survivor).free_inactive():
+        while not await AbandonedTransactions(survivor).free_left():
             pass
 
         changed = await asyncio.to_thread(
@@ -244,6 +245,42 @@ async def test_survivors_end_what_a_killed_process_left_open(world: World) -> No
 
     assert changed["n"] == 1
     assert world.documents()["goal_records"] == [{"_id": "one", "count": 10}]
+
+
+async def test_what_a_process_left_open_that_is_gone_is_ended_within_a_moment(
+    world: World,
+) -> None:
+    """Its connections are closed by its system; the one that lives on keeps its transaction."""
+    survivor = (await world.add_node(deadline_s=30.0)).store
+    alive = (await world.add_node()).store
+    name = application_name(world.raw.name, "node9/dead")
+    gone = MongoClient[dict[str, Any]](world.url, appname=name)
+    world.raw["goal_records"].insert_many([{"_id": "gone"}, {"_id": "alive"}])
+    left = gone.start_session()
+    left.start_transaction()
+    gone[world.raw.name]["goal_records"].update_one(
+        {"_id": "gone"}, {"$set": {"by": "gone"}}, session=left
+    )
+
+    async with alive.admin.client.start_session() as session:
+        await session.start_transaction()
+        in_transaction = alive.admin.client[world.raw.name]["goal_records"]
+        await in_transaction.update_one(
+            {"_id": "alive"}, {"$set": {"by": "alive"}}, session=session
+        )
+        abandoned = AbandonedTransactions(survivor)
+        looked_at_s = time.monotonic()
+        while time.monotonic() < looked_at_s + 0.4:
+            # Both rest, and both are connected.
+            assert await abandoned.free_left() == 0
+
+        gone.close()
+        async with asyncio.timeout(10):
+            while await abandoned.free_left() == 0:
+                pass
+        await session.commit_transaction()
+
+    assert world.documents()["goal_records"] == [{"_id": "alive", "by": "alive"}, {"_id": "gone"}]
 
 
 # --- a flood --------------------------------------------------------------------------------
