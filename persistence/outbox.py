@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import structlog
 from pydantic import ValidationError
 from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
     from persistence.store import Row, Store
     from statemachine.receivers import Effect, Occurrence
+
+_log = structlog.get_logger(__name__)
 
 # After a failure the outbox is tried again 0.25 s later, then after twice that, up to 2 s: soon
 # when Redis is back, and a receiver that always fails does not keep the others waiting.
@@ -69,7 +72,6 @@ class _Progress:
     settles: bool
     failed: OutboxEntry | None = None
     left: tuple[str, ...] = ()
-    error: str = ""
 
 
 class _Ran(NamedTuple):
@@ -207,7 +209,9 @@ class Outbox:
                 except DeliveryFailed as error:
                     progress.failed = entry
                     progress.left = tuple(entry.pending[position:])
-                    progress.error = str(error)
+                    _log.warning(
+                        "receiver_failed", event_id=entry.event_id, receiver=name, why=str(error)
+                    )
                     return progress
                 reached(Step.AFTER_RECEIVER, name)
             progress.done_entries.append(entry.event_id)
