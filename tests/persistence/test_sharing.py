@@ -97,14 +97,14 @@ async def test_as_many_goes_are_under_way_as_are_allowed() -> None:
     await asyncio.gather(*asked)
 
 
-async def test_a_go_has_sixteen_items_at_most() -> None:
+async def test_a_go_has_eight_items_at_most() -> None:
     work = Work()
     asked = await work.ask_in_turn(*range(40))
 
-    work.end(4)
+    work.end(6)
     await asyncio.gather(*asked)
 
-    assert [len(go) for go in work.goes] == [1, 16, 16, 7]
+    assert [len(go) for go in work.goes] == [1, 8, 8, 8, 8, 7]
     assert [item for go in work.goes for item in go] == list(range(40))
 
 
