@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Items of one go. With 16 an agreement costs a little less; but all of them wait for the slowest, and
-# what a process holds that is killed amid a transaction is locked for a moment.
+# Items of one go. With more an agreement would cost a little less; but all wait for the slowest,
+# and what a process holds that is killed amid a transaction stays locked for a moment.
 _AT_MOST: Final = 8
 # Who has waited so long goes at once: what is under way may be stuck.
 _PATIENCE_S: Final = 0.2
