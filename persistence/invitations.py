@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from persistence.requests import RequestRecords
-    from persistence.store import Store
+    from persistence.store import Row, Store
 
 _NO_SESSION = Refused("unknown_session", "There is no such session.")
 
@@ -116,14 +116,19 @@ class Invitations:
         session_id = object_id(intent.terms.session_id)
         if session_id is None:
             return await self._requests.refuse(intent, _NO_SESSION, self._store.clock.now())
-        async with self._store.turns.session_turn(session_id):
+        async with self._store.turns.session_turn(session_id) as line:
             while True:
-                weighed = await self._weigh(intent, hold.goal_id if hold else ObjectId())
+                # Others' invitations change nothing that this one is decided by, and the write
+                # is guarded by all of it: in a line of many only the first one reads.
+                known, line.known = line.known, None
+                weighed = await self._weigh(intent, hold.goal_id if hold else ObjectId(), known)
                 if isinstance(weighed, Refused):
-                    break
+                    if known is None:
+                        break
+                    continue
                 reached(Step.AFTER_DECIDE, intent.command)
                 try:
-                    return await self._commit_invitation(intent, weighed, hold)
+                    done = await self._commit_invitation(intent, weighed, hold)
                 except Conflict:
                     continue
                 except DuplicateKeyError as error:
@@ -131,18 +136,25 @@ class Invitations:
                     if answer is None:
                         raise damaged(error) from error
                     return answer
+                line.known = weighed.session
+                return done
         return await self._requests.refuse(intent, weighed, self._store.clock.now())
 
-    async def _weigh(self, intent: Intent, goal_id: ObjectId) -> _Weighed | Refused:
-        """Decides an invitation on the Session as it is now; writes nothing."""
+    async def _weigh(
+        self, intent: Intent, goal_id: ObjectId, known: object = None
+    ) -> _Weighed | Refused:
+        """Decides an invitation on the Session as it is now, or was known to be; writes nothing."""
         assert intent.terms is not None
         assert intent.user_id is not None
-        session_id = object_id(intent.terms.session_id)
-        session = (
-            await self._session(session_id, intent.user_id) if session_id is not None else None
-        )
-        if session is None:
-            return _NO_SESSION
+        if isinstance(known, Session):
+            # He may have a pair all the same; then the write finds it.
+            session: Session = known.model_copy(update={"exclusive_goal_pairs": {}})
+        else:
+            session_id = object_id(intent.terms.session_id)
+            found = await self._session(session_id, intent.user_id) if session_id else None
+            if found is None:
+                return _NO_SESSION
+            session = found
         now = self._store.clock.now()
         goal = self._new_goal(intent, session, goal_id, now)
         command = Command(CommandName.INVITE, intent.role or Role.VIEWER, intent.user_id)
@@ -197,14 +209,13 @@ class Invitations:
             row |= self._writer.outbox_lease(now)
         pair = Pair(trigger_exclusive_goal=goal.id).model_dump(exclude_none=True)
         done = Done(goal=goal_view(standing), session_id=str(session.id))
-        guard = {"_id": session.id, "version": session.version, "active": True}
         paired = {
             "$set": {f"exclusive_goal_pairs.{intent.user_id}": pair},
             "$inc": {"version": 1},
         }
         writes = Writes(
             intent.command,
-            sessions=[(guard, paired)],
+            sessions=[(_guard(weighed), paired)],
             new_goals=[row],
             ledger=self._writer.ledger_rows(standing, decision, now),
             requests=self._requests.kept(intent, done, now),
@@ -221,3 +232,24 @@ class Invitations:
     async def _session(self, session_id: ObjectId, viewer_id: str) -> Session | None:
         row = await self._store.sessions.find_one({"_id": session_id}, of_invitation(viewer_id))
         return Session.model_validate(row) if row else None
+
+
+def _guard(weighed: _Weighed) -> Row:
+    """What the invitation was decided by. Others' invitations raise the version and change nothing.
+
+    A stream that was taken would have refused it.
+    """
+    viewer_id = weighed.goal.conditions.exclusive_to
+    path = f"exclusive_goal_pairs.{viewer_id}"
+    guard: Row = {
+        "_id": weighed.session.id,
+        "active": True,
+        "status.exclusive_to": {"$in": [[], None]},
+    }
+    pair = weighed.session.exclusive_goal_pairs.get(viewer_id)
+    if pair is None:
+        guard[path] = {"$exists": False}
+    else:
+        guard[f"{path}.trigger_exclusive_goal"] = pair.trigger_exclusive_goal
+        guard[f"{path}.trigger_exclusive_goal_ended"] = pair.trigger_exclusive_goal_ended
+    return guard

@@ -22,14 +22,19 @@ if TYPE_CHECKING:
 _SESSION_SHARE: Final = 0.25
 
 
-class _Line:
-    """Those who want one Session: one has it, the others wait."""
+class Line:
+    """Those who want one Session: one has it, the others wait.
 
-    __slots__ = ("__weakref__", "lock", "waiting")
+    Attributes:
+        known: what who had it last leaves to the next; gone when nobody waits.
+    """
+
+    __slots__ = ("__weakref__", "known", "lock", "waiting")
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.waiting = 0
+        self.known: object = None
 
 
 class Turns:
@@ -48,7 +53,7 @@ class Turns:
         self._session_queue_size = max(1, int(queue_size * _SESSION_SHARE))
         self._patience_s = patience_s
         self._waiting = 0
-        self._lines: WeakValueDictionary[object, _Line] = WeakValueDictionary()
+        self._lines: WeakValueDictionary[object, Line] = WeakValueDictionary()
 
     @property
     def waiting(self) -> int:
@@ -75,7 +80,7 @@ class Turns:
             self._places.release()
 
     @asynccontextmanager
-    async def session_turn(self, session_id: object) -> AsyncIterator[None]:
+    async def session_turn(self, session_id: object) -> AsyncIterator[Line]:
         """Waits for the Session, then for a place in front of the pool.
 
         Raises:
@@ -83,7 +88,7 @@ class Turns:
         """
         line = self._lines.get(session_id)
         if line is None:
-            line = self._lines[session_id] = _Line()
+            line = self._lines[session_id] = Line()
         if line.waiting >= self._session_queue_size:
             raise StoreOverloaded("too many commands wait for this session")
         line.waiting += 1
@@ -94,7 +99,7 @@ class Turns:
             line.waiting -= 1
         try:
             async with self.turn():
-                yield
+                yield line
         finally:
             line.lock.release()
 

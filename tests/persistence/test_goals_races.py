@@ -357,3 +357,43 @@ async def test_a_cancelled_command_happened_as_a_whole_or_not_at_all(world: Worl
             moved = row["state"] == "declined"
             assert world.movements(goal_id) == (["hold", "release"] if moved else ["hold"])
             assert moved or world.documents() == before
+
+
+async def test_a_viewer_who_stands_in_one_line_twice_is_invited_once(world: World) -> None:
+    """He who comes next goes by what the one before has read, and the write finds the pair."""
+    session = await world.session()
+
+    answers = await asyncio.gather(
+        *(world.invite(session, viewer) for viewer in ("ben", "cleo", "ben", "dora"))
+    )
+
+    assert [code_of(answer) for answer in answers] == ["ok", "ok", "already_invited", "ok"]
+    assert world.session_row(session)["version"] == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"status.exclusive_to": ["zoe"]}, "session_busy"),
+        ({"active": False}, "session_ended"),
+    ],
+)
+async def test_who_stands_in_line_is_refused_when_the_stream_is_taken_or_ends_meanwhile(
+    world: World, steps: Steps, change: dict[str, Any], code: str
+) -> None:
+    session = await world.session()
+
+    def another_node_writes_the_session() -> None:
+        world.raw["sessions"].update_one(
+            {"_id": session.id}, {"$set": change, "$inc": {"version": 1}}
+        )
+
+    steps.once(Step.AFTER_COMMIT, "invite", another_node_writes_the_session)
+
+    first, second = await asyncio.gather(
+        world.invite(session, "ben"), world.invite(session, "cleo")
+    )
+
+    assert code_of(first) == "ok"
+    assert code_of(second) == code
+    assert list(world.session_row(session)["exclusive_goal_pairs"]) == ["ben"]
