@@ -293,7 +293,7 @@ def test_a_command_that_is_nested_too_deeply_inside_a_string_is_malformed() -> N
     machine = protocol()
     machine.identity = Identity("v", Role.VIEWER)
     machine.subscriptions["private-user@v"] = None
-    data = '{"request_id":"r","goal_id":"x","unknown":' + "[" * 5_000 + "]" * 5_000 + "}"
+    data = '{"request_id":"r","goal_id":"x","unknown":' + "[" * 100_000 + "]" * 100_000 + "}"
 
     reply = sent(send(machine, "client-goal.withdraw", channel="private-user@v", data=data))
 
