@@ -148,6 +148,8 @@ async def points_of(lane: Lane, command: str) -> list[CrashPoint]:
         return lane.points[command]
     scene = lane.scene()
     act = await scene.prepare(lane.gateway, command)
+    # What is left of the preparations would count among the command's own steps.
+    await scene.books.until_delivered()
     await lane.gateway.arm(None)
     await perform(scene, lane.gateway, act)
     await deadline_met(scene, act)
