@@ -82,11 +82,7 @@ class Outbound(asyncio.Protocol):
     def _check_buffer(self) -> None:
         unsent_bytes = self._transport.get_write_buffer_size()
         if unsent_bytes > self.node.settings.send_buffer_bytes + self._longest_answer_bytes:
-            self.abort_slow()
-
-    def abort_slow(self) -> None:
-        """Ends a connection whose peer reads too slowly; it recovers when it reconnects."""
-        raise NotImplementedError
+            self._as_connection().abort_slow()
 
     def _fall_silent(self) -> None:
         """Nothing is written any more."""
@@ -96,8 +92,11 @@ class Outbound(asyncio.Protocol):
     def _reroute(self, fd: int) -> None:
         if fd != self.fd:
             self.fd = fd
-            # Whoever writes this way is a connection.
-            self.node.reroute(cast("NodeConnection", self))
+            self.node.reroute(self._as_connection())
+
+    def _as_connection(self) -> NodeConnection:
+        """Whoever writes this way is a connection."""
+        return cast("NodeConnection", self)
 
 
 def descriptor(transport: asyncio.Transport) -> int:
