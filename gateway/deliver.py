@@ -1,7 +1,8 @@
 """The deliver phase in a gateway process: performs effects, and finishes what others left behind.
 
 Right after a commit its outbox is delivered here. Outboxes whose delivery has not finished within
-its lease are looked for, and goals whose deadline comes (`gateway.deadline_loop`).
+its lease are looked for (`gateway.outbox_loop`), and goals whose deadline comes
+(`gateway.deadline_loop`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import structlog
 from gateway.broker import BrokerUnavailable, Publication
 from gateway.deadline_loop import DeadlineLoop
 from gateway.frames import push_body
-from gateway.lookout import PAUSE_S, Lookout
+from gateway.outbox_loop import OutboxLoop
 from gateway.tasks import for_ever
 from persistence.abandoned import AbandonedTransactions
 from persistence.errors import StoreError
@@ -39,6 +40,7 @@ from statemachine.receivers import (
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
+    from gateway.lookout import Lookout
     from gateway.redis_passes import PassCache
     from gateway.telemetry import Telemetry
     from persistence.deadlines import Deadlines, DueGoal
@@ -50,7 +52,6 @@ _log = structlog.get_logger(__name__)
 # Run by the commit's own process before the reply, so that the outbox need not run it again.
 _DROPS_PASSES = "invalidate_get_session_token_view_cache"
 _DROPPED_BEFORE_REPLY = frozenset({_DROPS_PASSES})
-_CLAIM_LIMIT = 64
 _DELIVERIES_AT_ONCE = 16
 _PUBLICATIONS_AT_ONCE = 500
 # After a commit; those of one moment share a look.
@@ -101,7 +102,6 @@ class Deliverer:
         self._publisher = publisher
         self._telemetry = telemetry
         self._app_id = app_id
-        self._outbox_looks = Lookout(store.clock, poll_interval_s)
         self._escrow_looks = escrow_looks
         self._deadline_loop = DeadlineLoop(
             deadlines=deadlines,
@@ -109,6 +109,13 @@ class Deliverer:
             interval_s=poll_interval_s,
             spawn=publisher.spawn,
             fire=self._fire,
+        )
+        self._outbox_loop = OutboxLoop(
+            outbox=self.outbox,
+            clock=store.clock,
+            interval_s=poll_interval_s,
+            spawn=publisher.spawn,
+            deliver=self._deliver,
         )
         self._room_pass_s = room_pass_s
         self._cache_deadline_s = cache_deadline_s
@@ -127,7 +134,7 @@ class Deliverer:
         else:
             _log.info("taken_over", goals=taken)
         for loop, name in (
-            (self._run_outboxes, "outboxes"),
+            (self._outbox_loop.run, "outboxes"),
             (self._deadline_loop.run, "deadlines"),
             (self._follow_time, "database time"),
             (self._free_abandoned, "abandoned transactions"),
@@ -151,7 +158,7 @@ class Deliverer:
         except (BrokerUnavailable, TimeoutError) as error:
             _log.warning("pass_cache_not_dropped", session=done.session_id, why=str(error))
         for delivery in done.deliveries:
-            self._publisher.spawn(self._deliver(delivery, ran), "deliver")
+            self._publisher.spawn(self._deliver_own(delivery, ran), "deliver")
 
     async def stream_changed(self, streamer_id: str) -> None:
         """Tells the nodes that a stream went on or off; without Redis their caches run out."""
@@ -238,10 +245,16 @@ class Deliverer:
         if self._escrow_looks is not None and done.goal.get("state") != GoalState.INVITED:
             self._escrow_looks.within(_ESCROW_WITHIN_S)
 
-    async def _deliver(self, delivery: Delivery, ran: frozenset[str]) -> None:
+    async def _deliver_own(self, delivery: Delivery, ran: frozenset[str]) -> None:
+        """Delivers what a commit of this process has left, unless its turn comes too late."""
+        over_at_s = self._store.clock.monotonic_s() + self._store.options.lease_s
+        async with self._slots:
+            if self._store.clock.monotonic_s() < over_at_s:
+                await self._deliver(delivery, ran)
+
+    async def _deliver(self, delivery: Delivery, ran: frozenset[str] = frozenset()) -> None:
         try:
-            async with self._slots:
-                finished = await self.outbox.deliver(delivery, ran)
+            finished = await self.outbox.deliver(delivery, ran)
         except StoreError as error:
             # What ran is not written down; the lease runs out and it runs once more.
             _log.warning("outbox_not_recorded", goal=str(delivery.goal_id), why=str(error))
@@ -252,25 +265,9 @@ class Deliverer:
             return
         if not finished:
             # It is tried again before the next look would have come.
-            self._outbox_looks.within(PAUSE_S)
+            self._outbox_loop.soon()
             self._telemetry.outbox_retries.labels("any").inc()
             _log.warning("delivery_postponed", goal=str(delivery.goal_id))
-
-    async def _run_outboxes(self) -> None:
-        while True:
-            await self._outbox_looks.wait()
-            deliveries: list[Delivery] = []
-            try:
-                if not self._outbox_looks.is_due(await self.outbox.next_due_at()):
-                    continue
-                deliveries = await self.outbox.claim_due(_CLAIM_LIMIT)
-            except StoreError as error:
-                _log.warning("outboxes_not_read", why=str(error))
-            if deliveries:
-                async with asyncio.TaskGroup() as group:
-                    for delivery in deliveries:
-                        group.create_task(self._deliver(delivery, frozenset()))
-            self._outbox_looks.within(0 if len(deliveries) == _CLAIM_LIMIT else PAUSE_S)
 
     async def _fire(self, due: DueGoal) -> None:
         late_s = (self._store.clock.now() - due.due_at).total_seconds()

@@ -1,4 +1,4 @@
-"""Claiming one of many: a document that somebody's transaction holds keeps nobody else waiting.
+"""Claiming of many: a document that somebody's transaction holds keeps nobody else waiting.
 
 A process that is killed inside a transaction leaves its documents locked until its session is
 ended (`persistence.abandoned`). Whoever claims what is due goes round them: what he has claimed
@@ -7,15 +7,21 @@ already, and what comes behind, is not for them to hold up.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pymongo
 from pymongo.errors import PyMongoError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Iterable, Iterator, Sequence
+
+    from bson import ObjectId
+    from pymongo.asynchronous.collection import AsyncCollection
+
+T = TypeVar("T")
 
 # What a field matches that is set to an instant: a range, so that the first one of all is read
 # from the edge of the field's index and no document is touched.
@@ -37,3 +43,44 @@ def skipping_locked() -> Iterator[None]:
     except PyMongoError as error:
         if not error.timeout:
             raise
+
+
+async def claim(
+    collection: AsyncCollection[dict[str, Any]],
+    ids: Sequence[ObjectId],
+    free: dict[str, Any],
+    update: Any,
+) -> None:
+    """Puts a claim on those of the documents that are still free.
+
+    In one write: of several processes that found the same documents each gets those that it came
+    to first. When somebody's transaction holds one of them, each is claimed by itself, all at the
+    same time: however many are held, the others are claimed within two moments.
+    """
+    locked = True
+    with skipping_locked():
+        await collection.update_many({"_id": {"$in": ids}, **free}, update)
+        locked = False
+    if locked:
+        await apart(collection.update_one({"_id": key, **free}, update) for key in ids)
+
+
+async def apart(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """Makes database calls at the same time; what a transaction holds has no answer.
+
+    Raises:
+        PyMongoError: what the first of those that failed raised.
+    """
+    answers: list[T] = []
+
+    async def one(call: Awaitable[T]) -> None:
+        with skipping_locked():
+            answers.append(await call)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for call in calls:
+                group.create_task(one(call))
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from failed
+    return answers

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
 
-from persistence.claims import skipping_locked
+from persistence.claims import claim
 from persistence.damage import damage
 from persistence.errors import StoreDamaged
 from persistence.intents import Intent
@@ -65,7 +65,7 @@ class Deadlines:
             if not found:
                 return []
             ids = [row["_id"] for row in found]
-            await self._claim(ids, free, now)
+            await claim(goals, ids, free, [{"$set": self._lease(now)}])
             mine = {"_id": {"$in": ids}, "due_owner": self._store.owner}
             rows = await (
                 goals.find(mine | {"due_lease_until": {"$gt": now}}, _CLAIMED)
@@ -73,29 +73,6 @@ class Deadlines:
                 .to_list()
             )
         return _due_goals(rows)
-
-    async def _claim(self, ids: list[ObjectId], free: Row, now: datetime) -> None:
-        """Puts this process's claim on those of the goals that are still free.
-
-        In one write: of several processes that found the same goals each gets those that it came
-        to first. Only when somebody's transaction holds one of them they are claimed one by one.
-        """
-        lease_ms = round(self._store.options.lease_s * 1000)
-        claim = [
-            {
-                "$set": {
-                    "due_lease_until": {"$add": [{"$max": ["$due_at", now]}, lease_ms]},
-                    "due_owner": {"$literal": self._store.owner},
-                }
-            }
-        ]
-        left = ids
-        with skipping_locked():
-            await self._store.goals.update_many({"_id": {"$in": ids}, **free}, claim)
-            left = []
-        for goal_id in left:
-            with skipping_locked():
-                await self._store.goals.update_one({"_id": goal_id, **free}, claim)
 
     async def fire(self, due: DueGoal) -> Answer:
         """Sends a claimed goal its timer command.
@@ -112,6 +89,13 @@ class Deadlines:
         except ValidationError as error:
             damage.met("goals", due.goal_id, error)
             raise StoreDamaged("the goal can't be read") from error
+
+    def _lease(self, now: datetime) -> Row:
+        lease_ms = round(self._store.options.lease_s * 1000)
+        return {
+            "due_lease_until": {"$add": [{"$max": ["$due_at", now]}, lease_ms]},
+            "due_owner": {"$literal": self._store.owner},
+        }
 
 
 def _due_goals(rows: list[Row]) -> list[DueGoal]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from pymongo import ReturnDocument
 
-from persistence.claims import ANY_INSTANT, skipping_locked
+from persistence.claims import ANY_INSTANT, apart
 from persistence.damage import readable
 from persistence.documents import EscrowCall
 from persistence.escrow_port import NO_INVITATION, CallStatus, EscrowAnswer, Verdict, backoff_s
@@ -77,7 +77,6 @@ class EscrowCalls:
 
     async def claim_due(self, limit: int) -> list[EscrowCall]:
         """Claims up to `limit` calls, those that fell due first."""
-        claimed: list[EscrowCall] = []
         async with self._store.reading():
             now = self._store.clock.now()
             due: Row = {"status": _PENDING, "due_at": {"$lte": now}}
@@ -87,16 +86,14 @@ class EscrowCalls:
                 .limit(limit)
                 .to_list()
             )
-            for row in found:
-                with skipping_locked():
-                    claim = await self._store.escrow_calls.find_one_and_update(
-                        {"_id": row["_id"], **due},
-                        {"$set": {"due_at": now + timedelta(seconds=self._lease_s)}},
-                        return_document=ReturnDocument.AFTER,
-                    )
-                    if claim is not None:
-                        claimed += readable(EscrowCall, "escrow_calls", [claim])
-        return claimed
+            claim = {"$set": {"due_at": now + timedelta(seconds=self._lease_s)}}
+            claimed = await apart(
+                self._store.escrow_calls.find_one_and_update(
+                    {"_id": row["_id"], **due}, claim, return_document=ReturnDocument.AFTER
+                )
+                for row in found
+            )
+        return readable(EscrowCall, "escrow_calls", filter(None, claimed))
 
     async def say(self, call: EscrowCall) -> EscrowAnswer:
         """Says one claimed call and records what came of it.

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError
 
-from persistence.claims import ANY_INSTANT, skipping_locked
+from persistence.claims import ANY_INSTANT, claim, skipping_locked
 from persistence.damage import damage
 from persistence.documents import OutboxEntry
 from persistence.escrow_port import SERVICE
@@ -125,31 +125,21 @@ class Outbox:
         return due_at
 
     async def claim_due(self, limit: int) -> list[Delivery]:
-        """Takes over outboxes whose delivery has not finished within its lease."""
-        deliveries: list[Delivery] = []
+        """Takes over up to `limit` outboxes whose lease has run out, the first first."""
+        goals = self._store.goals
         async with self._store.reading():
             now = self._store.clock.now()
-            found = await (
-                self._store.goals.find({"outbox_due_at": {"$lte": now}}, {"_id": True})
-                .sort("outbox_due_at")
-                .limit(limit)
-                .to_list()
+            due: Row = {"outbox_due_at": {"$lte": now}}
+            found = (
+                await goals.find(due, {"_id": True}).sort("outbox_due_at").limit(limit).to_list()
             )
-            for row in found:
-                with skipping_locked():
-                    claimed = await self._store.goals.find_one_and_update(
-                        {"_id": row["_id"], "outbox_due_at": {"$lte": now}},
-                        {"$set": self._lease(now)},
-                        projection={"outbox": True},
-                        return_document=ReturnDocument.AFTER,
-                    )
-                    if claimed is None:
-                        continue
-                    try:
-                        deliveries.append(_delivery(claimed))
-                    except ValidationError as error:
-                        damage.met("goals", row["_id"], error)
-        return deliveries
+            if not found:
+                return []
+            ids = [row["_id"] for row in found]
+            lease = self._lease(now)
+            await claim(goals, ids, due, {"$set": lease})
+            rows = await goals.find({"_id": {"$in": ids}, **lease}, {"outbox": True}).to_list()
+        return _deliveries(sorted(rows, key=lambda row: ids.index(row["_id"])))
 
     async def take_over(self) -> int:
         """Makes due at once what an earlier process of this node's name left behind.
@@ -247,7 +237,8 @@ class Outbox:
     async def _remove_all(self, shared: Sequence[_Ran]) -> Row | None:
         """Empties outboxes; of a lone one it tells what has come in meanwhile.
 
-        Where something has, or another process is at work, each is looked at alone.
+        Where something has, another process is at work, or somebody's transaction holds one of the
+        goals, each is looked at alone; of those that are emptied by then nothing is found.
         """
         if len(shared) == 1:
             return await self._remove(shared[0])
@@ -259,8 +250,10 @@ class Outbox:
             )
             for ran in shared
         ]
-        emptied = await self._store.goals.bulk_write(updates, ordered=False)
-        if emptied.matched_count < len(shared):
+        emptied = 0
+        with skipping_locked():
+            emptied = (await self._store.goals.bulk_write(updates, ordered=False)).matched_count
+        if emptied < len(shared):
             raise Apart
         return None
 
@@ -348,6 +341,16 @@ def _settled() -> Row:
             "version": {"$cond": [declined, {"$add": ["$version", 1]}, "$version"]},
         }
     }
+
+
+def _deliveries(rows: Sequence[Row]) -> list[Delivery]:
+    deliveries: list[Delivery] = []
+    for row in rows:
+        try:
+            deliveries.append(_delivery(row))
+        except ValidationError as error:
+            damage.met("goals", row["_id"], error)
+    return deliveries
 
 
 def _delivery(row: dict[str, Any]) -> Delivery:

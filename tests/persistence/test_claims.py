@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from bson import ObjectId
 
+from persistence.errors import StoreUnavailable
+from persistence.intents import Done
 from statemachine.goal import CommandName
 
 if TYPE_CHECKING:
@@ -59,3 +62,43 @@ async def test_outboxes_behind_a_locked_goal_are_taken_over(
     claimed = await other.outbox.claim_due(10)
 
     assert [str(delivery.goal_id) for delivery in claimed] == goal_ids[1:]
+
+
+async def test_however_many_are_locked_the_others_are_claimed_in_time(
+    world: World, open_transaction: ClientSession
+) -> None:
+    session = await world.session()
+    goal_ids = [await world.invited(session, f"viewer{number}") for number in range(16)]
+    for goal_id in goal_ids:
+        await world.ask(CommandName.DISAGREE, goal_id)
+    world.clock.shift(5)
+    for goal_id in goal_ids[:15]:
+        lock(world, goal_id, open_transaction)
+
+    # One after the other they would use up twice what a look may take in a real gateway.
+    other = await world.add_node(deadline_s=2.0)
+    claimed = await other.outbox.claim_due(16)
+
+    assert [str(delivery.goal_id) for delivery in claimed] == goal_ids[15:]
+
+
+async def test_a_locked_goal_keeps_no_delivery_waiting_that_shares_a_write_with_it(
+    world: World, open_transaction: ClientSession
+) -> None:
+    node = await world.add_node(deadline_s=2.0)
+    session = await world.session()
+    answers = []
+    for number in range(8):
+        goal_id = await world.invited(session, f"viewer{number}")
+        answers.append(await world.ask(CommandName.DISAGREE, goal_id, node=node))
+    deliveries = [answer.deliveries[0] for answer in answers if isinstance(answer, Done)]
+    locked, *free = [str(delivery.goal_id) for delivery in deliveries]
+    lock(world, locked, open_transaction)
+
+    ended = await asyncio.gather(
+        *(node.outbox.deliver(delivery) for delivery in deliveries), return_exceptions=True
+    )
+
+    assert isinstance(ended[0], StoreUnavailable)
+    assert ended[1:] == [True] * 7
+    assert [world.goal_row(goal_id)["outbox"] for goal_id in free] == [[]] * 7

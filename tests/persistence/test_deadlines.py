@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bson import ObjectId
 
+from persistence.claims import claim
 from persistence.deadlines import DueGoal
 from statemachine.goal import CommandName, Role
 from tests.persistence.world import code_of
@@ -90,13 +91,13 @@ async def test_what_another_worker_claims_between_the_look_and_the_claim_stays_h
         await world.invited(session, f"viewer{number}")
     world.clock.shift(60)
     mine, theirs = world.node.deadlines, []
-    claim = mine._claim
 
     async def claim_behind_the_other(*found: Any) -> None:
+        monkeypatch.undo()
         theirs.extend(await other.deadlines.claim_due(2))
         await claim(*found)
 
-    monkeypatch.setattr(mine, "_claim", claim_behind_the_other)
+    monkeypatch.setattr("persistence.deadlines.claim", claim_behind_the_other)
     claimed = await mine.claim_due(10)
 
     assert (len(theirs), len(claimed)) == (2, 1)

@@ -1,13 +1,19 @@
-"""PyMongo's pool survives calls that are cancelled while they wait for it, however often."""
+"""PyMongo's calls may be cancelled whenever: its pool survives it, and they do end."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pymongo.lock
+import pymongo.network_layer
+import pymongo.pool_shared
 import pytest
 
 from persistence.driver_wait import mend_driver_wait
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 
 async def test_a_wait_that_is_cancelled_twice_leaves_the_lock_to_its_owner() -> None:
@@ -32,6 +38,23 @@ async def test_a_wait_that_is_cancelled_twice_leaves_the_lock_to_its_owner() -> 
         await waiting
 
     assert not lock.locked()
+
+
+@pytest.mark.parametrize("module", [pymongo.network_layer, pymongo.pool_shared])
+async def test_a_cancellation_that_comes_with_the_answer_is_not_lost(module: ModuleType) -> None:
+    mend_driver_wait()
+    answer = asyncio.get_running_loop().create_future()
+
+    async def call() -> None:
+        await answer
+
+    waiting = asyncio.ensure_future(module.asyncio.wait_for(call(), 60))
+    await turns_of_the_loop()
+    answer.set_result(None)
+    waiting.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
 
 
 async def turns_of_the_loop() -> None:
