@@ -57,9 +57,9 @@ class NodePublisher:
     async def stop_loops(self) -> None:
         """Ends the loops before the node, which would give them its whole grace to end.
 
-        A cancelled call of PyMongo may return as if nothing had been asked (`asyncio.wait_for` of
-        Python 3.11 loses a cancellation that comes with the answer), so each is asked until it is
-        done. Without this a stop once took for ever.
+        A library may lose a cancellation that comes with an answer, as PyMongo did on Python 3.11
+        before it was mended (`persistence.driver_wait`), so each is asked until it is done. Without
+        this a stop once took for ever.
         """
         while running := [task for task in self.loops if not task.done()]:
             for task in running:
