@@ -28,11 +28,8 @@ if TYPE_CHECKING:
     from gateway.hub import Channel, Connection
     from gateway.settings import Settings
 
-
 # A channel's batch is looked at so often while it may wait.
 _WAIT_TICKS: Final = 4
-
-
 # So often a channel waits in vain for more until it is written to at once again.
 _BURSTY: Final = 3
 

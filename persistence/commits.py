@@ -12,14 +12,9 @@ from persistence.damage import readable
 from persistence.documents import Goal
 from persistence.errors import Conflict, StoreDamaged
 from persistence.faults import Step, reached
-from persistence.goal_writes import (
-    GoalWrite,
-    Writer,
-    facts_of,
-    keeps_sources,
-    show_of,
-)
+from persistence.goal_writes import GoalWrite, Writer, facts_of, keeps_sources
 from persistence.intents import Delivery, Done, Intent
+from persistence.occurrences import show_of
 from persistence.rows import goal_row
 from persistence.store import DUPLICATE
 from persistence.transactions import Lengths, Transactions, Writes
@@ -175,12 +170,12 @@ class Commits:
             if written.matched_count != len(updates):
                 raise Conflict
             reached(Step.IN_TRANSACTION, command)
-            await self.post(ledger)
+            await self._post(ledger)
             if calls:
                 await self._store.escrow_calls.insert_many(calls)
         return deliveries, effects
 
-    async def post(self, rows: list[Row]) -> None:
+    async def _post(self, rows: list[Row]) -> None:
         """Writes postings into the ledger.
 
         Raises:

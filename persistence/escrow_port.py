@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from persistence.documents import SCHEMA_VERSION
 
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from persistence.documents import EscrowCall
-
-Row = dict[str, Any]
+    from persistence.rows import Row
 
 # `held_by` of a goal whose money the payment service holds too.
 SERVICE: Final = "service"

@@ -1,12 +1,12 @@
 """From a decision to what is written: filters, updates, ledger rows and outbox entries. Pure.
 
-Everything that one command changes is gathered in a `Writes` and goes into one transaction.
+`persistence.commits` gathers all that one command changes, and it goes into one transaction.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from bson import ObjectId
 
@@ -14,21 +14,10 @@ from persistence.clock import milliseconds
 from persistence.documents import SCHEMA_VERSION, Goal, OutboxEntry, Session
 from persistence.escrow_port import SERVICE, closing_calls
 from persistence.intents import Delivery
-from persistence.views import goal_view
+from persistence.occurrences import Occurrences, kept, reason_of
 from statemachine.escrow import posting
-from statemachine.goal import (
-    CommandName,
-    Decision,
-    Due,
-    GoalFacts,
-    GoalState,
-    Limits,
-    Movement,
-)
-from statemachine.instants import rfc3339
+from statemachine.goal import CommandName, Decision, Due, GoalFacts, GoalState, Limits
 from statemachine.receivers import (
-    EXCLUSIVE_GOAL,
-    TRIGGER_EXCLUSIVE_GOAL,
     Effect,
     KeepSources,
     MakeDue,
@@ -36,23 +25,15 @@ from statemachine.receivers import (
     Phase,
     Registry,
     SetOnSession,
-    Signal,
     SyncViewers,
     UnsetOtherPairs,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from datetime import datetime
 
-Row = dict[str, Any]
-
-_SIGNAL_OF_MOVEMENT: Final = {
-    Movement.HOLD: Signal.ESCROW_HELD,
-    Movement.CAPTURE: Signal.ESCROW_CAPTURED,
-    Movement.RELEASE: Signal.ESCROW_RELEASED,
-}
-_REASON_OF_MOVEMENT: Final = {Movement.HOLD: "invited", Movement.CAPTURE: "started"}
+    from persistence.rows import Row
 
 
 @dataclass(slots=True)
@@ -191,7 +172,7 @@ class Writer:
 
     def __init__(self, registry: Registry, limits: Limits, owner: str, lease_s: float) -> None:
         self._registry = registry
-        self._limits = limits
+        self._occurrences = Occurrences(limits)
         self._owner = owner
         self._lease_s = lease_s
 
@@ -201,7 +182,7 @@ class Writer:
         """The compare-and-set of an existing goal and the commit-phase effects of its signals."""
         assert before.id is not None
         after = _after(before, decision, client_id)
-        occurrences = self._occurrences(before, after, decision, now)
+        occurrences = self._occurrences.of(before, after, decision, now)
         effects: list[Effect] = []
         for occurrence in occurrences:
             for receiver in self._registry.of(
@@ -216,7 +197,7 @@ class Writer:
             unset_fields += ["due_at", "due_command"]
         else:
             set_fields |= {"due_at": due.at, "due_command": due.command.value}
-        entries = self.outbox_entries(occurrences)
+        entries = self._outbox_entries(occurrences)
         ledger = self.ledger_rows(before, decision, now)
         write = GoalWrite(
             goal_id=before.id,
@@ -269,7 +250,13 @@ class Writer:
             "outbox_owner": self._owner,
         }
 
-    def outbox_entries(self, occurrences: Iterable[Occurrence]) -> list[OutboxEntry]:
+    def invitation_entries(
+        self, goal: Goal, decision: Decision, now: datetime
+    ) -> list[OutboxEntry]:
+        """What a new invitation puts into its outbox."""
+        return self._outbox_entries(self._occurrences.invited(goal, decision, now))
+
+    def _outbox_entries(self, occurrences: Iterable[Occurrence]) -> list[OutboxEntry]:
         """One entry for each signal that anyone receives."""
         entries = []
         for occurrence in occurrences:
@@ -279,15 +266,10 @@ class Writer:
                     OutboxEntry(
                         event_id=occurrence.event_id,
                         pending=[receiver.name for receiver in receivers],
-                        occurrence=_kept(occurrence),
+                        occurrence=kept(occurrence),
                     )
                 )
         return entries
-
-    def invited(self, goal: Goal, decision: Decision, now: datetime) -> list[Occurrence]:
-        """The signals of a new invitation: the goal is added, its escrow held."""
-        added = self._occurrence(Signal.GOAL_ADDED, goal, now, goal_view(goal))
-        return [added, *self._escrow_occurrences(goal, decision, now)]
 
     def ledger_rows(self, goal: Goal, decision: Decision, now: datetime) -> list[Row]:
         """The posting that the decision makes, as the ledger keeps it."""
@@ -311,156 +293,16 @@ class Writer:
                 "debit": entry.debit,
                 "credit": entry.credit,
                 "amount": entry.amount_minor,
-                "reason": _reason(decision),
+                "reason": reason_of(decision),
                 "at": now,
                 "schema_version": SCHEMA_VERSION,
             }
         ]
 
-    def _occurrences(
-        self, before: Goal, after: Goal, decision: Decision, now: datetime
-    ) -> list[Occurrence]:
-        found: list[Occurrence] = []
-        if decision.deactivates:
-            args = goal_ended_args(before, after)
-            found.append(self._occurrence(Signal.GOAL_ENDED, after, now, args))
-        if decision.command in (CommandName.START, CommandName.FINISH):
-            starts = decision.command is CommandName.START
-            signal = Signal.EXCLUSIVE_STARTED if starts else Signal.EXCLUSIVE_ENDED
-            args = {
-                "session_id": str(after.conditions.session_id),
-                "goal_id": str(after.id),
-                "exclusive_to": after.conditions.exclusive_to,
-            }
-            found.append(self._occurrence(signal, after, now, args, EXCLUSIVE_GOAL))
-            if not starts:
-                # The show is a goal of its own, and no longer active.
-                ends_at = min(before.due_at or now, now)
-                show = show_of(after, ends_at, now)
-                ended = goal_ended_args(show, show)
-                found.append(self._occurrence(Signal.GOAL_ENDED, after, now, ended, EXCLUSIVE_GOAL))
-        return [*found, *self._escrow_occurrences(after, decision, now)]
-
-    def _escrow_occurrences(
-        self, goal: Goal, decision: Decision, now: datetime
-    ) -> list[Occurrence]:
-        if decision.movement is None:
-            return []
-        args = {"goal_id": str(goal.id), "amount": goal.amount, "reason": _reason(decision)}
-        return [self._occurrence(_SIGNAL_OF_MOVEMENT[decision.movement], goal, now, args)]
-
-    def _occurrence(
-        self,
-        signal: Signal,
-        goal: Goal,
-        now: datetime,
-        args: Mapping[str, object],
-        goal_type: str = TRIGGER_EXCLUSIVE_GOAL,
-    ) -> Occurrence:
-        return Occurrence(
-            signal=signal,
-            event_id=f"{goal.id}:{goal.version}:{signal}",
-            goal_type=goal_type,
-            goal_id=str(goal.id),
-            session_id=str(goal.conditions.session_id),
-            streamer_id=goal.metadata.user_id,
-            viewer_id=goal.conditions.exclusive_to,
-            breakdown=tuple(goal.breakdown),
-            prepaid_duration_s=goal.metadata.prepaid_duration,
-            show_grace_s=self._limits.show_grace_s,
-            refund_delay_s=self._limits.refund_delay_s,
-            at=now,
-            exp=goal.exp,
-            agreed_at=goal.metadata.agreed if signal is Signal.GOAL_ENDED else None,
-            args=args,
-        )
-
-
-_OCCURRENCE_FIELDS: Final = tuple(one.name for one in fields(Occurrence))
-
-
-def _kept(occurrence: Occurrence) -> Row:
-    """An occurrence as the outbox keeps it; nothing in it changes later, so nothing is copied."""
-    row = {name: getattr(occurrence, name) for name in _OCCURRENCE_FIELDS}
-    row["signal"] = occurrence.signal.value
-    return row
-
-
-def occurrence_of(entry: OutboxEntry) -> Occurrence:
-    """Reads an outbox entry back."""
-    # A newer version may have written a field that this one does not know.
-    known = Occurrence.__dataclass_fields__
-    fields = {name: value for name, value in entry.occurrence.items() if name in known}
-    fields["signal"] = Signal(fields["signal"])
-    fields["breakdown"] = tuple(fields["breakdown"])
-    return Occurrence(**fields)
-
-
-def goal_ended_args(before: Goal, after: Goal) -> Row:
-    """The arguments of `goal.ended`, all of them.
-
-    Source: requirements, Task `deactivate_goal`.
-    """
-    metadata: Row = {
-        "user_id": before.metadata.user_id,
-        "prepaid_duration": before.metadata.prepaid_duration,
-    }
-    if after.metadata.agreed is not None:
-        metadata["agreed"] = rfc3339(after.metadata.agreed)
-    return {
-        "goal_id": str(before.id),
-        "_cls": before.cls,
-        "active": False,
-        "progress": 1,
-        "levels": [],
-        "conditions": {
-            "session_id": str(before.conditions.session_id),
-            "exclusive_to": before.conditions.exclusive_to,
-        },
-        "context": {
-            "type": before.context.type,
-            "exclusive_to": before.context.exclusive_to,
-        },
-        "exp": rfc3339(after.exp),
-        "triggerer": after.triggerer,
-        "metadata": metadata,
-    }
-
-
-def show_of(goal: Goal, exp: datetime, now: datetime) -> Goal:
-    """The ExclusiveGoal that follows an agreed invitation, as it is at `now`."""
-    show: Goal = goal.model_copy(
-        update={
-            "id": goal.exclusive_goal,
-            "cls": EXCLUSIVE_GOAL,
-            "active": goal.state is GoalState.LIVE,
-            "context": goal.context.model_copy(update={"type": "exclusive"}),
-            "exp": exp,
-            "exclusive_goal": None,
-            "trigger_goal": goal.id,
-            "created_at": now,
-            "due_at": None,
-            "due_command": None,
-            "outbox": [],
-            "outbox_due_at": None,
-            "outbox_owner": None,
-            "held_by": None,
-            "version": 1,
-        },
-    )
-    return show
-
 
 def keeps_sources(effects: Iterable[Effect]) -> bool:
     """Whether the Session's media sources are to be kept on the show that ended."""
     return any(isinstance(effect, KeepSources) for effect in effects)
-
-
-def _reason(decision: Decision) -> str:
-    assert decision.movement is not None
-    if decision.reason is not None:
-        return decision.reason.value
-    return _REASON_OF_MOVEMENT[decision.movement]
 
 
 def _after(before: Goal, decision: Decision, client_id: str | None) -> Goal:

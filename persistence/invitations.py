@@ -141,12 +141,12 @@ class Invitations:
         return await self._requests.refuse(intent, weighed, self._store.clock.now())
 
     async def _weigh(
-        self, intent: Intent, goal_id: ObjectId, known: object = None
+        self, intent: Intent, goal_id: ObjectId, known: Session | None = None
     ) -> _Weighed | Refused:
         """Decides an invitation on the Session as it is now, or was known to be; writes nothing."""
         assert intent.terms is not None
         assert intent.user_id is not None
-        if isinstance(known, Session):
+        if known is not None:
             # He may have a pair all the same; then the write finds it.
             session: Session = known.model_copy(update={"exclusive_goal_pairs": {}})
         else:
@@ -203,7 +203,7 @@ class Invitations:
                 "held_by": SERVICE if hold else None,
             }
         )
-        entries = self._writer.outbox_entries(self._writer.invited(standing, decision, now))
+        entries = self._writer.invitation_entries(standing, decision, now)
         row = goal_row(standing) | {"outbox": [entry.model_dump() for entry in entries]}
         if entries:
             row |= self._writer.outbox_lease(now)

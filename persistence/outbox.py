@@ -25,8 +25,8 @@ from persistence.damage import damage
 from persistence.documents import OutboxEntry
 from persistence.escrow_port import SERVICE
 from persistence.faults import Step, reached
-from persistence.goal_writes import occurrence_of
 from persistence.intents import Delivery
+from persistence.occurrences import occurrence_of
 from persistence.sharing import Apart, Shared
 from persistence.store import DUPLICATE
 from statemachine.goal import RULES, CommandName

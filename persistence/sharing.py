@@ -58,8 +58,8 @@ class Shared(Generic[Item, Result]):
 
         Args:
             together: does one item or several, and returns what came of them all. Of several it
-                may raise `Apart`. It runs in the task of one of the
-                callers, so within that one's deadline.
+                may raise `Apart`. It runs in the task of one of the callers, so within that
+                one's deadline.
             at_once: goes under way from which on others wait and share.
         """
         self._together = together

@@ -17,6 +17,8 @@ from persistence.errors import StoreOverloaded
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from persistence.documents import Session
+
 # What those who wait for one Session may take of the queue. Of 1,000 places it leaves one Session
 # 250, which is about what it is served within the time that one may wait; others find the rest.
 _SESSION_SHARE: Final = 0.25
@@ -26,7 +28,7 @@ class Line:
     """Those who want one Session: one has it, the others wait.
 
     Attributes:
-        known: what who had it last leaves to the next; gone when nobody waits.
+        known: the Session as who had it last leaves it to the next; gone when nobody waits.
     """
 
     __slots__ = ("__weakref__", "known", "lock", "waiting")
@@ -34,7 +36,7 @@ class Line:
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.waiting = 0
-        self.known: object = None
+        self.known: Session | None = None
 
 
 class Turns:

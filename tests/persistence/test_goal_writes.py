@@ -19,7 +19,8 @@ from persistence.documents import (
     SessionUser,
     ViewerPass,
 )
-from persistence.goal_writes import SessionWrite, Writer, facts_of, occurrence_of
+from persistence.goal_writes import SessionWrite, Writer, facts_of
+from persistence.occurrences import occurrence_of
 from statemachine.goal import (
     Command,
     CommandName,
