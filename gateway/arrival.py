@@ -11,11 +11,12 @@ Source: docs/performance.md (figures).
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from gateway.drain import FIRST_WORDS_S, NOTHING_CAME, READ_SOON_S, something_waits
 from gateway.handshake import read_upgrade
 from gateway.http_protocol import HttpProtocol
+from gateway.open_files import OpenFiles
 from gateway.socket import GatewayProtocol
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
     from gateway.node import Node
+
+# The limit of open files is the process's, however many gateways are in it.
+_FILES: Final = OpenFiles()
 
 
 class Arrival(asyncio.Protocol):
@@ -53,11 +57,14 @@ class Arrival(asyncio.Protocol):
         self.bucket = -1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Waits for the first bytes, but not for ever."""
+        """Waits for the first bytes, but not for ever, if there is room for one more."""
         # uvloop's transports have the methods of asyncio.Transport without being one.
         self._transport = cast("asyncio.Transport", transport)
         self._server_state.connections.add(self)  # type: ignore[arg-type]
         node = self._node
+        if not _FILES.has_room(self._transport.get_extra_info("socket").fileno(), node.now()):
+            self.abort()
+            return
         node.wheel.put(self, node.now() + node.settings.handshake_timeout_s)
         if node.draining:
             # It waited in the listener's queue when that was closed.

@@ -174,7 +174,7 @@ def doctor() -> None:
         *(Finding("environment", warning) for warning in unknown_variables(os.environ)),
         *check_settings(settings),
         *asyncio.run(check_servers(settings)),
-        check_files(),
+        check_files(settings),
     ]
     for finding in findings:
         mark = "ok  " if finding.good else "BAD " if finding.fatal else "note"

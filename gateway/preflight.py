@@ -6,13 +6,14 @@ Every finding names the setting and the remedy in one line.
 from __future__ import annotations
 
 import hmac
+import math
 import re
-import resource
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from gateway.apps import DEMO_APP, Apps, AppsError, read_apps
+from gateway.open_files import KEPT_FREE, files_allowed, files_for_sockets
 from gateway.redis_report import examine_redis
 from gateway.settings import DEMO_JWT_SECRET, JWT_SECRET_MIN_BYTES, SettingsError
 from gateway.token_keys import key_sources, public_key
@@ -104,13 +105,29 @@ async def check_servers(settings: Settings) -> list[Finding]:
     return [await _mongodb(settings), *await _redis(settings)]
 
 
-def check_files() -> Finding:
-    """Whether this process may open as many sockets as it will be asked for."""
-    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= _ADVISED_FILES:
-        return _good("open files", f"{'unlimited' if soft == resource.RLIM_INFINITY else soft}")
-    text = f"{soft} allowed, each socket takes one; raise it: ulimit -n {_ADVISED_FILES}"
-    return _bad("open files", text) if soft < _MIN_FILES else _advice("open files", text)
+def check_files(settings: Settings) -> Finding:
+    """Whether each process may open as many sockets as it will be asked for."""
+    allowed, wanted = files_allowed(), _connections_wanted(settings)
+    # Not all of them are for sockets, and each worker has as many.
+    room = files_for_sockets(allowed) * settings.workers
+    if wanted is not None and room < wanted:
+        text = f"{allowed} allowed, each socket takes one, and the apps may have {wanted} sockets"
+    elif allowed >= _ADVISED_FILES:
+        return _good("open files", "unlimited" if math.isinf(allowed) else f"{allowed}")
+    else:
+        text = f"{allowed} allowed, each socket takes one"
+    advised = max(_ADVISED_FILES, (wanted or 0) // settings.workers + KEPT_FREE)
+    text = f"{text}; raise it: LimitNOFILE={advised} (systemd), ulimit -n {advised}"
+    return _bad("open files", text) if allowed < _MIN_FILES else _advice("open files", text)
+
+
+def _connections_wanted(settings: Settings) -> int | None:
+    """How many sockets all apps together may have, None when one of them has no bound."""
+    try:
+        bounds = [app.max_connections for app in apps_of(settings)]
+    except SettingsError:
+        return None
+    return sum(bounds) if all(bounds) else None
 
 
 async def refusals(settings: Settings) -> list[str]:

@@ -189,7 +189,39 @@ def test_the_limit_of_open_files_is_judged(
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (limit, limit))
 
-    finding = check_files()
+    finding = check_files(Settings())
 
     assert (finding.good, finding.fatal) == (good, fatal)
     assert ("ulimit -n" in finding.text) is not good
+
+
+@pytest.mark.parametrize(
+    ("bounds", "workers", "good"),
+    [
+        ((70_000, 30_000), 1, False),
+        ((70_000, 30_000), 2, True),
+        # No bound at all says nothing about how many will come.
+        ((100_000, 0), 1, True),
+    ],
+)
+def test_the_limit_of_open_files_is_judged_by_what_the_apps_may_have(
+    monkeypatch: pytest.MonkeyPatch,
+    apps_file: Path,
+    bounds: tuple[int, ...],
+    workers: int,
+    good: bool,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (80_000, 80_000))
+    apps_file.write_text(
+        "\n".join(
+            f'[[apps]]\nid="{number}"\nkey="k{number}"\nsecret="s"\nmax_connections={most}'
+            for number, most in enumerate(bounds)
+        )
+    )
+
+    finding = check_files(Settings(apps_file=apps_file, workers=workers))
+
+    assert (finding.good, finding.fatal) == (good, False)
+    if not good:
+        assert "may have 100000 sockets" in finding.text
+        assert "LimitNOFILE=100064" in finding.text
