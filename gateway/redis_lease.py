@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import structlog
 
 from gateway.broker import BrokerUnavailable
+from gateway.outage import Outage
 from gateway.redis_commands import Script
 from gateway.redis_link import packed
 from gateway.tasks import Tasks, for_ever
@@ -99,6 +100,7 @@ class RedisLease:
         "_lease_s",
         "_links",
         "_links_known",
+        "_outage",
         "_peers",
         "_reap_from",
         "_renewed_at",
@@ -143,6 +145,7 @@ class RedisLease:
         self._settled.set()
         self._wake = asyncio.Event()
         self._renewing = asyncio.Lock()
+        self._outage = Outage(log, "lease_not_renewed", "lease_renewed_again")
         commands.use_scripts(_RENEW, _BURY)
         # Links made so far, and how many of them a renewal has gone over.
         self._links = self._links_known = 0
@@ -218,10 +221,13 @@ class RedisLease:
             await self._renew_or_log()
 
     async def _renew_or_log(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
             await self.renew()
         except BrokerUnavailable as error:
-            log.warning("lease_not_renewed", error=str(error))
+            self._outage.failed(loop.time(), error)
+        else:
+            self._outage.worked(loop.time())
 
     async def renew(self) -> None:
         """Renews the lease and makes good what the answer tells.
