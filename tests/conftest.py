@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
+import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -15,11 +19,27 @@ from persistence.embedded_process import ServerGuard
 from persistence.embedded_redis import RedisServer, redis_server_path
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
+
+# A disk of memory, and what must be free there: a MongoDB takes 200 MB, and twelve run at once.
+_MEMORY = Path("/dev/shm")
+_ENOUGH_BYTES = 4 << 30
 
 # Shared machines pause a process at any moment: a slow example is no failure.
 hypothesis.settings.register_profile("duet", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("duet")
+
+
+def pytest_configure() -> None:
+    """Lets the servers of tests keep their data in memory, if there is room.
+
+    Each commit waits for its disk, and a killed server finds there what it wrote all the same.
+    What pytest keeps for a look at what failed stays where it was.
+    """
+    if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _ENOUGH_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+        os.environ["TMPDIR"] = tempfile.tempdir = str(_MEMORY)
 
 
 def require(part_present: object, reason: str) -> None:
@@ -29,6 +49,28 @@ def require(part_present: object, reason: str) -> None:
     if os.environ.get("DUET_REQUIRE_REAL_PARTS") == "1":
         pytest.fail(f"a real part is missing: {reason}")
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def closed_when_cancelled() -> Iterator[None]:
+    """Closes the socket of a connect that is cancelled.
+
+    PyMongo leaves it to the collector, whose complaint hits whatever test runs at that moment.
+    """
+    connect = asyncio.SelectorEventLoop.sock_connect
+
+    async def sock_connect(
+        loop: asyncio.SelectorEventLoop, sock: socket.socket, address: Any
+    ) -> None:
+        try:
+            await connect(loop, sock, address)
+        except asyncio.CancelledError:
+            sock.close()
+            raise
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio.SelectorEventLoop, "sock_connect", sock_connect)
+        yield
 
 
 @pytest.fixture(scope="session")

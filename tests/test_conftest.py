@@ -1,6 +1,9 @@
-"""A missing real part is a skip for a person and a failure on CI."""
+"""A missing real part is a skip for a person and a failure on CI; cancelled connects are closed."""
 
 from __future__ import annotations
+
+import asyncio
+import socket
 
 import pytest
 
@@ -27,3 +30,21 @@ def test_a_part_that_is_there_lets_the_test_run(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("DUET_REQUIRE_REAL_PARTS", "1")
 
     require(part_present=True, reason="there is no Chromium")
+
+
+async def test_a_connect_that_is_cancelled_closes_its_socket() -> None:
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:
+        address = deaf.getsockname()
+        # Nobody accepts, so the second of them stays on its way.
+        with socket.create_connection(address), socket.socket() as late:
+            late.setblocking(False)
+            connecting = loop.create_task(loop.sock_connect(late, address))
+            await asyncio.sleep(0)
+            assert not connecting.done()
+
+            connecting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await connecting
+
+            assert late.fileno() == -1

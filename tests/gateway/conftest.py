@@ -6,9 +6,7 @@ One gateway serves all tests of a module, which must run in the module's loop
 
 from __future__ import annotations
 
-import gc
 import secrets
-import warnings
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -56,21 +54,6 @@ def settings(
         drain_s=0.05,
     )
     mongodb_client.drop_database(name)
-    collect_abandoned_sockets()
-
-
-def collect_abandoned_sockets() -> None:
-    """PyMongo leaves a socket to the collector when a call is cancelled while it connects."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
-
-
-@pytest.fixture
-def short_lived() -> Iterator[None]:
-    """For tests whose gateway may end while its first connections are being made."""
-    yield
-    collect_abandoned_sockets()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

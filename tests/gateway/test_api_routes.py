@@ -710,7 +710,6 @@ class TestWhoMayAsk:
 
 
 @pytest.mark.pusher("2.1", "the path may be signed with or without a proxy's prefix")
-@pytest.mark.usefixtures("short_lived")
 async def test_below_a_prefix_every_address_works_and_either_path_may_be_signed(
     settings: Settings, apps: Apps
 ) -> None:

@@ -41,7 +41,6 @@ ASKED: list[tuple[str, str, object, dict[str, str]]] = [
 ]
 
 
-@pytest.mark.usefixtures("short_lived")
 async def test_every_route_says_in_time_that_it_can_not_answer_now(
     settings: Settings, own_redis: RedisServer
 ) -> None:

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from gateway.settings import Settings
 
 
-pytestmark = pytest.mark.usefixtures("short_lived")
-
-
 @pytest.fixture
 def taken_port() -> Iterator[int]:
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:

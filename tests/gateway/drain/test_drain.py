@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from gateway.apps import Apps
     from gateway.settings import Settings
 
-pytestmark = pytest.mark.usefixtures("short_lived")
-
 CALL = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 UPGRADE = (
     b"GET /app/app-key?protocol=7 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
