@@ -22,7 +22,11 @@ _BEARER: Final = "bearer "
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A request that may become a connection of `app`, if `token` (a JWT) holds."""
+    """A request that may become a connection of `app`, if `token` (a JWT) holds.
+
+    Attributes:
+        token: None for an app that does not carry the invitations: its users are its own.
+    """
 
     app: App
     token: str | None
@@ -68,6 +72,8 @@ def admit(  # noqa: PLR0911  one return for each close code
         return CloseCode.TLS_ONLY
     if app.origins and origin is not None and not origin_allowed(origin, app.origins):
         return CloseCode.UNAUTHORIZED
+    if app is not apps.first:
+        return Admission(app, None)
     return Admission(app, fields.get("token") or _bearer(authorization))
 
 

@@ -71,8 +71,6 @@ _KIND_OF: Final[dict[str, type[Any]]] = {
 }
 _DECODER_OF: Final = {event: msgspec.json.Decoder(kind).decode for event, kind in _KIND_OF.items()}
 
-COMMAND_EVENTS: Final = frozenset(_KIND_OF)
-
 
 class Reply(msgspec.Struct, frozen=True):
     """What a command is answered: the goal after it, or why it was refused.
@@ -99,7 +97,7 @@ def decode_command(event: str, data: bytes) -> GoalCommand | CommandError:
     """Reads the data of a command's client event; it may be an object or a string that holds one.
 
     Args:
-        event: one of `COMMAND_EVENTS`; anything else is `unknown_command`.
+        event: the client event; one that is no command is `unknown_command`.
         data: JSON bytes.
     """
     decode = _DECODER_OF.get(event)

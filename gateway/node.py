@@ -253,7 +253,13 @@ class Node:
         socket_id = f"{number >> 30}.{number & 0x3FFFFFFF}"
         self._by_socket_id[socket_id] = connection
         self._quotas.count(app, 1)
-        pusher = PusherProtocol(app, socket_id, self.limits, self.hub.attach(connection))
+        pusher = PusherProtocol(
+            app,
+            socket_id,
+            self.limits,
+            self.hub.attach(connection),
+            invitations=app.id == self.apps.first.id,
+        )
         if identity is not None:
             pusher.identity = identity
             self.users.sign_in(connection, app.id, identity.user_id)

@@ -19,6 +19,7 @@ import msgspec
 
 from gateway import frames
 from gateway.auth import (
+    NOT_OURS,
     USER_ID_PATTERN,
     Identity,
     Verdict,
@@ -28,7 +29,7 @@ from gateway.auth import (
     verify_signin_signature,
 )
 from gateway.channels import USER_EVENTS, WATCHED, ChannelKind, channel_kind, is_channel_name
-from gateway.commands import COMMAND_EVENTS, Reply, decode_command, reply_frame, request_id_of
+from gateway.commands import Reply, decode_command, reply_frame, request_id_of
 from gateway.errors import CommandError, ErrorCode, Notice
 from gateway.messages import (
     ChannelData,
@@ -78,6 +79,8 @@ class PusherProtocol:
 
     Attributes:
         identity: Who the connection speaks for, once that is proved.
+        invitations: Whether its app carries them. In another app a `private-user@` channel is like
+            any private one: who signs for that app must not speak for a streamer of this one.
         subscriptions: channel -> presence member or None; the hub writes it, this class reads it.
         opening: The channel that is being subscribed, while that takes time.
         commands_running: Commands that have not been answered; the shell counts down.
@@ -91,15 +94,23 @@ class PusherProtocol:
         "app",
         "commands_running",
         "identity",
+        "invitations",
         "opening",
         "socket_id",
         "subscriptions",
     )
 
     def __init__(
-        self, app: App, socket_id: str, limits: Limits, subscriptions: Subscriptions
+        self,
+        app: App,
+        socket_id: str,
+        limits: Limits,
+        subscriptions: Subscriptions,
+        *,
+        invitations: bool = True,
     ) -> None:
         self.app = app
+        self.invitations = invitations
         self.socket_id = socket_id
         self.identity: Identity | None = None
         self.subscriptions = subscriptions
@@ -237,7 +248,7 @@ class PusherProtocol:
 
     def _subscribe_own(self, name: str, kind: ChannelKind) -> Sequence[Effect]:
         """A subscription without signature: what the identity alone allows."""
-        access = own_channel_access(name, self.identity)
+        access = own_channel_access(name, self.identity) if self.invitations else NOT_OURS
         match access.verdict:
             case Verdict.DENIED | Verdict.NOT_OURS:
                 return self._refused(name, "Subscribing to this channel takes a signature")
@@ -276,7 +287,7 @@ class PusherProtocol:
 
     def _own(self, name: str) -> str | None:
         """The user whose own channel `name` is, if that is this connection's user."""
-        identity = self.identity
+        identity = self.identity if self.invitations else None
         if identity is not None and name == user_channel(identity.user_id):
             return identity.user_id
         return None
@@ -284,6 +295,8 @@ class PusherProtocol:
     def _bind(self, name: str) -> Sequence[Effect]:
         """A verified signature over `private-user@{id}` proves the user, though not the role."""
         user_id = name.removeprefix(_USER_CHANNEL)
+        if not self.invitations:
+            return _NOTHING
         if self.identity is None and user_id != name and USER_ID_PATTERN.fullmatch(user_id):
             self.identity = Identity(user_id, client_id=self.app.key)
             return (SignedIn(user_id),)
@@ -336,7 +349,7 @@ class PusherProtocol:
 
     def _client_event(self, message: Message, now: float) -> Sequence[Effect]:
         event, name = message.event, message.channel
-        if event in COMMAND_EVENTS or event.startswith(_COMMAND_PREFIXES):
+        if self.invitations and event.startswith(_COMMAND_PREFIXES):
             return self._command(message, now)
         fault = self._client_event_fault(message)
         if name is None or fault is not None:

@@ -178,10 +178,11 @@ class Subscribing:
         One after the other: thousands of readers at once would be an outage of their own.
         """
         for connection in list(self._node.hub.connections):
-            identity = connection.pusher.identity
-            if identity is None:
+            pusher = connection.pusher
+            identity = pusher.identity
+            if identity is None or not pusher.invitations:
                 continue
-            key = (connection.pusher.app.id, user_channel(identity.user_id))
+            key = (pusher.app.id, user_channel(identity.user_id))
             channel = self._node.hub.channel(key)
             # Amid slices the gate would take the connection out of the batch under way.
             if channel is None or connection not in channel.live or channel.slicing:

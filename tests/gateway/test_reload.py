@@ -151,8 +151,8 @@ async def test_a_file_that_can_not_be_used_changes_nothing_and_is_one_line_of_th
 async def test_who_proves_a_token_during_the_change_gets_the_app_as_it_is_then(path: Path) -> None:
     async with running_gateway(apps=read_apps(path)) as gateway:
         gateway.tokens.held = asyncio.Event()
-        client = await gateway.open("/app/two-key?protocol=7&token=viewer:ana")
-        write(path, ONE, TWO | {"enabled": False})
+        client = await gateway.open("/app/app-key?protocol=7&token=viewer:ana")
+        write(path, ONE | {"enabled": False}, TWO)
         assert await reload_of(gateway, path).reload()
 
         gateway.tokens.held.set()
