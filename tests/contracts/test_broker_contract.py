@@ -24,7 +24,7 @@ from gateway.redis_link import packed
 from persistence.embedded_process import free_port
 from persistence.embedded_redis import RedisServer, redis_server_path
 from tests.conftest import require
-from tests.gateway.harness import PATIENCE_S, until, until_accepted
+from tests.gateway.harness import Recorder, until, until_accepted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -35,14 +35,13 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Listener:
+class Listener(Recorder):
     """What one node's broker has brought it."""
 
     broker: Broker
     publications: list[tuple[str, str, bytes, str | None]] = field(default_factory=list)
     controls: list[bytes] = field(default_factory=list)
     gaps: int = 0
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> None:
         """Starts the broker with this listener's callbacks."""
@@ -59,13 +58,6 @@ class Listener:
     def _gap(self) -> None:
         self.gaps += 1
         self.changed.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Waits for a callback that makes the condition hold."""
-        async with asyncio.timeout(PATIENCE_S):
-            while not condition():
-                self.changed.clear()
-                await self.changed.wait()
 
     async def got(self, count: int) -> list[bytes]:
         """The first `count` bodies, once they are there."""
@@ -337,7 +329,7 @@ def _self_signed(folder: Path) -> tuple[Path, Path]:
 async def test_a_lost_connection_is_made_again_with_every_subscription_and_a_gap(
     redis_url: str,
 ) -> None:
-    async with redis_brokers(redis_url) as make, _admin(redis_url) as admin:
+    async with redis_brokers(redis_url) as make, redis.asyncio.Redis.from_url(redis_url) as admin:
         node, other = make(), make()
         await node.start()
         await other.start()
@@ -358,7 +350,7 @@ async def test_a_lost_connection_is_made_again_with_every_subscription_and_a_gap
 
 
 async def test_without_its_link_for_commands_a_broker_is_not_alive(redis_url: str) -> None:
-    async with redis_brokers(redis_url) as make, _admin(redis_url) as admin:
+    async with redis_brokers(redis_url) as make, redis.asyncio.Redis.from_url(redis_url) as admin:
         node = make()
         await node.start()
         assert node.broker.alive
@@ -400,7 +392,10 @@ async def test_a_redis_that_became_a_replica_is_left_until_it_is_none(
     own_redis: RedisServer,
 ) -> None:
     """What is published at a replica, those at the new primary never hear."""
-    async with redis_brokers(own_redis.url) as make, _admin(own_redis.url) as admin:
+    async with (
+        redis_brokers(own_redis.url) as make,
+        redis.asyncio.Redis.from_url(own_redis.url) as admin,
+    ):
         node = make()
         await node.start()
         await node.broker.subscribe("1", "c")
@@ -519,12 +514,3 @@ def _with_password(server: RedisServer, password: str) -> str:
     if server.socket_path is not None:
         return f"unix://:{password}@{server.socket_path}?db=3"
     return f"redis://:{password}@127.0.0.1:{server.port}/3"
-
-
-@contextlib.asynccontextmanager
-async def _admin(url: str) -> AsyncIterator[Any]:
-    client = redis.asyncio.Redis.from_url(url)
-    try:
-        yield client
-    finally:
-        await client.aclose()

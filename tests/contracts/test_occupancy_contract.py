@@ -20,7 +20,7 @@ from gateway.redis_broker import RedisBroker
 from gateway.redis_lease import RedisLease
 from gateway.redis_occupancy import RedisOccupancy
 from persistence.embedded_redis import RedisServer
-from tests.gateway.harness import PATIENCE_S, until_accepted
+from tests.gateway.harness import Recorder, until_accepted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -32,13 +32,12 @@ LONG_LEASE_S = 600.0
 SHORT_THROTTLE_S = 0.3
 
 
-class Told:
+@dataclass
+class Told(Recorder):
     """What handlers were told and what was published, in order."""
 
-    def __init__(self) -> None:
-        self.turns: list[str] = []
-        self.published: list[str] = []
-        self._changed = asyncio.Event()
+    turns: list[str] = field(default_factory=list)
+    published: list[str] = field(default_factory=list)
 
     def listen(self, one: Occupancy) -> None:
         """Notes what one node is told."""
@@ -47,21 +46,14 @@ class Told:
 
     def _turn(self, text: str) -> None:
         self.turns.append(text)
-        self._changed.set()
+        self.changed.set()
 
     def on_publication(self, _app: str, channel: str, body: bytes, _excluded: str | None) -> None:
         """Notes a publication."""
         event = json.loads(body)
         data = json.loads(event["data"])
         self.published.append(f"{channel} {data.get('subscription_count', data.get('turn'))}")
-        self._changed.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Waits until what is told fulfils the condition."""
-        async with asyncio.timeout(PATIENCE_S):
-            while not condition():
-                self._changed.clear()
-                await self._changed.wait()
+        self.changed.set()
 
     async def heard(self, *turns: str) -> None:
         """Waits for as many turns and compares them."""
@@ -143,7 +135,7 @@ async def _redis_cluster(url: str, told: Told) -> Any:
     async def kill(survivor: Occupancy, name: str) -> None:
         """The lease of `name` has run out, and the survivor renews its own."""
         assert isinstance(survivor, RedisOccupancy)
-        async with _admin(url) as admin:
+        async with redis.asyncio.Redis.from_url(url) as admin:
             await admin.zadd(f"{prefix}:nodes", {name: 1})
         await survivor._lease.renew()
 
@@ -377,21 +369,12 @@ async def test_survivors_reap_many_names_at_the_same_time_each_once(pair: Pair) 
     await dead.counts("1", names)
     await dead_lease._tasks.stop()
     await dead._tasks.stop()
-    async with _admin(pair.server.url) as admin:
+    async with redis.asyncio.Redis.from_url(pair.server.url) as admin:
         await admin.zadd(f"{one._prefix}:nodes", {"dead": 1})
 
     await asyncio.gather(one._lease.renew(), two._lease.renew())
 
     assert sorted(pair.told.turns) == [f"-1 {name}" for name in names]
     assert await one.occupied("1") == {}
-    async with _admin(pair.server.url) as admin:
+    async with redis.asyncio.Redis.from_url(pair.server.url) as admin:
         assert await admin.zscore(f"{one._prefix}:nodes", "dead") is None
-
-
-@contextlib.asynccontextmanager
-async def _admin(url: str) -> AsyncIterator[Any]:
-    client = redis.asyncio.Redis.from_url(url)
-    try:
-        yield client
-    finally:
-        await client.aclose()

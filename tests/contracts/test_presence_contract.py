@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +19,7 @@ from gateway.redis_broker import RedisBroker
 from gateway.redis_lease import RedisLease
 from gateway.redis_presence import RedisPresence
 from persistence.embedded_redis import RedisServer
-from tests.gateway.harness import PATIENCE_S, until_accepted
+from tests.gateway.harness import Recorder, until_accepted, until_yes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -30,13 +30,12 @@ CHANNEL = "presence-c"
 LONG_LEASE_S = 600.0
 
 
-class Watcher:
+@dataclass
+class Watcher(Recorder):
     """Hears the member events of the channel, in order: `+user` and `-user`."""
 
-    def __init__(self) -> None:
-        self.events: list[str] = []
-        self.excluded: list[str | None] = []
-        self.changed = asyncio.Event()
+    events: list[str] = field(default_factory=list)
+    excluded: list[str | None] = field(default_factory=list)
 
     def on_publication(self, _app: str, _channel: str, body: bytes, excluded: str | None) -> None:
         """Notes a member event, or the marker that ends a test."""
@@ -48,10 +47,7 @@ class Watcher:
 
     async def count(self, expected: int) -> None:
         """Waits for as many events."""
-        async with asyncio.timeout(PATIENCE_S):
-            while len(self.events) < expected:
-                self.changed.clear()
-                await self.changed.wait()
+        await self.until(lambda: len(self.events) >= expected)
 
     async def heard(self, *expected: str) -> None:
         """Waits for as many events and compares them."""
@@ -105,7 +101,7 @@ async def _redis_cluster(url: str, watcher: Watcher, timeout_s: float = 1.0) -> 
     async def kill(survivor: Presence, name: str) -> None:
         """The lease of `name` has run out, and the survivor renews its own."""
         assert isinstance(survivor, RedisPresence)
-        async with _admin(url) as admin:
+        async with redis.asyncio.Redis.from_url(url) as admin:
             await admin.zadd(f"{prefix}:nodes", {name: 1})
         await survivor._lease.renew()
 
@@ -264,7 +260,7 @@ class Parts:
 
     async def run_out(self, name: str) -> None:
         """Ends a node's lease behind its back."""
-        async with _admin(self.server.url) as admin:
+        async with redis.asyncio.Redis.from_url(self.server.url) as admin:
             await admin.zadd(f"{self.prefix}:nodes", {name: 1})
 
 
@@ -312,7 +308,7 @@ async def test_survivors_reap_at_the_same_time_and_announce_each_member_once(
     assert parts.watcher.events[:450] == [f"+{user}" for user in users]
     assert sorted(parts.watcher.events[450:]) == [f"-{user}" for user in users]
     assert await one.members("1", CHANNEL) == {}
-    async with _admin(parts.server.url) as admin:
+    async with redis.asyncio.Redis.from_url(parts.server.url) as admin:
         assert await admin.zscore(f"{parts.prefix}:nodes", "dead") is None
         assert await admin.exists(f"{parts.prefix}:presence:node:dead") == 0
     await one.stop()
@@ -391,7 +387,7 @@ async def test_redis_restarted_with_what_it_had_kept_a_while_ago_is_put_right(
     await two.start()
     for presence, user, socket_id in ((one, "a", "1.1"), (one, "b", "1.2"), (two, "c", "2.1")):
         await presence.join("1", CHANNEL, member(user), socket_id)
-    async with _admin(parts.server.url) as admin:
+    async with redis.asyncio.Redis.from_url(parts.server.url) as admin:
         await admin.save()
     await one.leave("1", CHANNEL, "a", "1.1")
     await one.join("1", CHANNEL, member("new"), "1.3")
@@ -480,7 +476,7 @@ async def test_a_node_that_stops_leaves_no_lease_behind(parts: Parts) -> None:
     await node.start()
     await node.stop()
 
-    async with _admin(parts.server.url) as admin:
+    async with redis.asyncio.Redis.from_url(parts.server.url) as admin:
         assert await admin.zrange(f"{parts.prefix}:nodes", 0, -1) == []
 
 
@@ -488,18 +484,11 @@ async def test_the_lease_is_renewed_without_anyone_asking(parts: Parts) -> None:
     node = parts.node(0, lease_s=0.15)
     await node.start()
     key = f"{parts.prefix}:nodes"
-    async with _admin(parts.server.url) as admin:
+    async with redis.asyncio.Redis.from_url(parts.server.url) as admin:
         first = await admin.zscore(key, "n0")
-        async with asyncio.timeout(PATIENCE_S):
-            while await admin.zscore(key, "n0") == first:  # noqa: ASYNC110  Redis tells nobody
-                await asyncio.sleep(0.01)
+
+        async def is_renewed() -> bool:
+            return bool(await admin.zscore(key, "n0") != first)
+
+        await until_yes(is_renewed)
     await node.stop()
-
-
-@contextlib.asynccontextmanager
-async def _admin(url: str) -> AsyncIterator[Any]:
-    client = redis.asyncio.Redis.from_url(url)
-    try:
-        yield client
-    finally:
-        await client.aclose()

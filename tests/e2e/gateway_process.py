@@ -18,6 +18,7 @@ import httpx
 import jwt
 
 from persistence.embedded_process import ServerGuard, ServerProcess, free_port
+from tests.gateway.harness import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -141,6 +142,20 @@ class Gateway:
 
     def log_text(self) -> str:
         return self.running().log_text()
+
+    def said(self, event: str) -> list[dict[str, Any]]:
+        """The log's lines of one event, in order."""
+        lines = [line for line in self.log_text().splitlines() if line.startswith("{")]
+        return [line for line in map(json.loads, lines) if line["event"] == event]
+
+    async def until_said(self, event: str, times: int) -> list[dict[str, Any]]:
+        """Waits until the log has so many lines of the event; returns those it has."""
+        await until(
+            lambda: len(self.said(event)) >= times,
+            within_s=START_DEADLINE_S + PATIENCE_S,
+            every_s=_POLL_S,
+        )
+        return self.said(event)
 
     def is_ready(self) -> bool:
         try:

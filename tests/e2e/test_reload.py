@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.gateway_process import APPS_TOML, Gateway
-from tests.e2e.inbox import PATIENCE_S
 from tests.e2e.wire_socket import WireSocket
 
 if TYPE_CHECKING:
@@ -39,13 +38,6 @@ class OtherDoor:
         return self.gateway.token(user_id, role)
 
 
-async def until_reloaded(gateway: Gateway, times: int) -> None:
-    """Waits until the processes together have said so often that they have read the file."""
-    async with asyncio.timeout(PATIENCE_S):
-        while gateway.log_text().count("apps_reloaded") < times:  # noqa: ASYNC110  a log tells nobody
-            await asyncio.sleep(0.02)
-
-
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_apps_come_and_go_at_sighup_and_the_sockets_of_the_others_stay(
     server_guard: ServerGuard, stores: Stores, tmp_path: Path, workers: str
@@ -65,7 +57,8 @@ async def test_apps_come_and_go_at_sighup_and_the_sockets_of_the_others_stay(
 
             apps_file.write_text(APPS_TOML + OTHER)
             os.kill(pid, signal.SIGHUP)
-            await until_reloaded(gateway, int(workers))
+            # Each process has read the file.
+            await gateway.until_said("apps_reloaded", int(workers))
             go = [
                 await stack.enter_async_context(WireSocket(door, f"guest-{n}", "viewer"))
                 for n in range(6)

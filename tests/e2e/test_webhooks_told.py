@@ -12,8 +12,8 @@ import redis.asyncio
 
 from gateway.apps import App
 from tests.e2e.gateway_process import APP_ID, APP_KEY, APP_SECRET, APPS_TOML
-from tests.e2e.inbox import PATIENCE_S
 from tests.e2e.node_process import NodeProcess
+from tests.gateway.harness import until_yes
 from tests.gateway.member import Member
 from tests.gateway.receiver import Receiver, receiving
 
@@ -67,13 +67,12 @@ def about(receiver: Receiver, channel: str) -> list[dict[str, Any]]:
 
 async def until_gone(stores: Stores, name: str, most: int = 0) -> None:
     """Waits until the sorted set has no more than `most` members."""
-    async with (
-        redis.asyncio.Redis.from_url(stores.redis_url) as admin,
-        asyncio.timeout(PATIENCE_S),
-    ):
-        key = f"{stores.prefix}:{name}"
-        while await admin.zcard(key) > most:  # noqa: ASYNC110  Redis tells nobody
-            await asyncio.sleep(0.02)
+    async with redis.asyncio.Redis.from_url(stores.redis_url) as admin:
+
+        async def are_gone() -> bool:
+            return bool(await admin.zcard(f"{stores.prefix}:{name}") <= most)
+
+        await until_yes(are_gone)
 
 
 async def until_noted(stores: Stores) -> None:

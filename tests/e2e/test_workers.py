@@ -11,7 +11,7 @@ import socket
 from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -34,22 +34,9 @@ pytestmark = pytest.mark.timeout(120)
 GUESTS = itertools.count(1)
 
 
-def said(gateway: Gateway, event: str) -> list[dict[str, Any]]:
-    """The log's lines of one event, in order."""
-    lines = [line for line in gateway.log_text().splitlines() if line.startswith("{")]
-    return [line for line in map(json.loads, lines) if line["event"] == event]
-
-
-async def until_said(gateway: Gateway, event: str, times: int) -> list[dict[str, Any]]:
-    async with asyncio.timeout(START_DEADLINE_S + PATIENCE_S):
-        while len(said(gateway, event)) < times:  # noqa: ASYNC110  a log tells nobody
-            await asyncio.sleep(0.05)
-    return said(gateway, event)
-
-
 async def served(gateway: Gateway, workers: int) -> dict[str, int]:
     """Waits until so many workers serve; the process of each number."""
-    lines = await until_said(gateway, "worker_serves", workers)
+    lines = await gateway.until_said("worker_serves", workers)
     return {str(line["worker"]): line["pid"] for line in lines}
 
 
@@ -119,8 +106,8 @@ async def test_a_killed_worker_is_replaced_and_its_clients_come_back_and_learn_w
         ),
     )
     assert told
-    [replaced] = said(gateway, "worker_replaced")
-    [*_, again] = await until_said(gateway, "worker_serves", 3)
+    [replaced] = gateway.said("worker_replaced")
+    [*_, again] = await gateway.until_said("worker_serves", 3)
     assert (replaced["exit_code"], replaced["pause_s"]) == (-signal.SIGKILL, 0)
     # Under the number, and so the node's name, of its predecessor.
     assert str(again["worker"]) == place
@@ -189,7 +176,7 @@ async def test_nobody_is_refused_while_a_worker_dies_or_drains(
             await subscribed(stack, gateway, comer.result())
 
         closed = await leaving.wait_closed()
-        await until_said(gateway, "worker_serves", 3)
+        await gateway.until_said("worker_serves", 3)
 
     assert closed == (4200 if number == signal.SIGTERM else 1006)
 
@@ -280,7 +267,7 @@ async def test_a_restart_of_each_worker_in_turn_loses_no_call_over_kept_connecti
             for times, pid in enumerate(pids.values(), 3):
                 await until(lambda: len(accepted) > 50)
                 os.kill(pid, signal.SIGTERM)
-                await until_said(gateway, "worker_serves", times)
+                await gateway.until_said("worker_serves", times)
             restarted.set()
         last = await gateway.publish(["news"], "counted", -1)
         assert last.status_code == 200
@@ -309,9 +296,10 @@ async def test_a_stopping_gateway_closes_every_workers_sockets_and_refuses_new_o
 
 async def ended(gateway: Gateway) -> int | None:
     """Waits until the process has ended; its exit code."""
-    async with asyncio.timeout(START_DEADLINE_S + PATIENCE_S):
-        while gateway.running().exit_code() is None:  # noqa: ASYNC110  nor does a process
-            await asyncio.sleep(0.05)
+    await until(
+        lambda: gateway.running().exit_code() is not None,
+        within_s=START_DEADLINE_S + PATIENCE_S,
+    )
     return gateway.running().exit_code()
 
 
@@ -378,9 +366,9 @@ async def test_a_worker_that_goes_on_dying_comes_back_after_growing_pauses(
 
     for deaths in (1, 2, 3):
         os.kill(victim, signal.SIGKILL)
-        victim = (await until_said(gateway, "worker_serves", 2 + deaths))[-1]["pid"]
+        victim = (await gateway.until_said("worker_serves", 2 + deaths))[-1]["pid"]
 
-    assert [line["pause_s"] for line in said(gateway, "worker_replaced")] == [0, 0.5, 1]
+    assert [line["pause_s"] for line in gateway.said("worker_replaced")] == [0, 0.5, 1]
 
 
 async def test_workers_that_cannot_start_end_the_gateway_with_the_reason(

@@ -59,11 +59,20 @@ def settings_for_tests(**changes: Any) -> Settings:
     return Settings(**fields)
 
 
-async def until(condition: Callable[[], object]) -> None:
+async def until(
+    condition: Callable[[], object], *, within_s: float = PATIENCE_S, every_s: float = 0.001
+) -> None:
     """Lets the loop turn until `condition` holds, for states that tell nobody of their change."""
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110  there is no event to wait for
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(every_s)
+
+
+async def until_yes(question: Callable[[], Awaitable[object]]) -> None:
+    """As `until`, for what has to be asked for: of a Redis, of another process."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not await question():  # noqa: ASYNC110  nobody tells us here either
+            await asyncio.sleep(0.005)
 
 
 async def until_accepted(action: Callable[[], Awaitable[object]]) -> None:
@@ -76,6 +85,20 @@ async def until_accepted(action: Callable[[], Awaitable[object]]) -> None:
                 await asyncio.sleep(0.02)
             else:
                 return
+
+
+@dataclass
+class Recorder:
+    """Notes what it is told, and sets `changed`, by which those are woken who wait for it."""
+
+    changed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Waits for something that makes the condition hold."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
 
 
 class TokensForTests:
@@ -386,6 +409,14 @@ class RawClient:
             with contextlib.suppress(ConnectionError):
                 while await self.reader.read(65_536):
                     pass
+
+    def stall(self) -> None:
+        """Reads no more of what comes."""
+        self.reader._transport.pause_reading()  # type: ignore[attr-defined]
+
+    def read_on(self) -> None:
+        """Reads again."""
+        self.reader._transport.resume_reading()  # type: ignore[attr-defined]
 
     async def ping(self) -> None:
         """Goes round once: what was sent before has been acted upon."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import socket
@@ -15,10 +14,11 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tests.gateway.harness import PATIENCE_S
+from tests.gateway.harness import Recorder
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    import asyncio
+    from collections.abc import AsyncIterator
 
     from starlette.requests import Request
 
@@ -39,7 +39,7 @@ class Told:
 
 
 @dataclass
-class Receiver:
+class Receiver(Recorder):
     """What was told, in order, and how the next calls are answered.
 
     Attributes:
@@ -53,7 +53,6 @@ class Receiver:
     status: int = 200
     gate: asyncio.Event | None = None
     waiting: int = 0
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def url(self, path: str = "/hooks") -> str:
         return f"http://127.0.0.1:{self.port}{path}"
@@ -69,13 +68,6 @@ class Receiver:
 
     def names(self, path: str | None = None) -> list[str]:
         return [event["name"] for event in self.events(path)]
-
-    async def until(self, holds: Callable[[], object]) -> None:
-        """Waits until something is so; looks again after each call."""
-        async with asyncio.timeout(PATIENCE_S):
-            while not holds():
-                self.changed.clear()
-                await self.changed.wait()
 
     async def until_events(self, count: int) -> None:
         """Waits until as many events have been taken."""

@@ -43,9 +43,25 @@ async def not_yet(lookout: Lookout) -> None:
             await lookout.wait()
 
 
+async def between(lookout: Lookout, clock: HandClock, early_s: float, late_s: float) -> None:
+    """The next look is no sooner than `early_s` from now, and has come by `late_s`."""
+    clock.move(early_s)
+    await not_yet(lookout)
+    clock.move(late_s - early_s)
+    await soon(lookout)
+
+
 @pytest.fixture
 def clock() -> HandClock:
     return HandClock()
+
+
+@pytest.fixture
+async def looked(clock: HandClock) -> Lookout:
+    """One whose first look is over."""
+    lookout = Lookout(clock, HOUR_S)
+    await soon(lookout)
+    return lookout
 
 
 async def test_the_first_look_is_at_once_and_the_next_after_the_interval(clock: HandClock) -> None:
@@ -61,50 +77,38 @@ async def test_the_first_look_is_at_once_and_the_next_after_the_interval(clock: 
     await soon(lookout)
 
 
-async def test_a_loop_that_waits_looks_when_something_nearer_is_told(clock: HandClock) -> None:
-    lookout = Lookout(clock, HOUR_S)
-    await soon(lookout)
-    waiting = asyncio.ensure_future(soon(lookout))
+async def test_a_loop_that_waits_looks_when_something_nearer_is_told(looked: Lookout) -> None:
+    waiting = asyncio.ensure_future(soon(looked))
     await asyncio.sleep(0)
 
-    lookout.within(0)
+    looked.within(0)
 
     await waiting
 
 
-async def test_what_is_told_during_a_look_counts_for_the_next(clock: HandClock) -> None:
-    lookout = Lookout(clock, HOUR_S)
-    await soon(lookout)
+async def test_what_is_told_during_a_look_counts_for_the_next(looked: Lookout) -> None:
+    looked.within(0)
 
-    lookout.within(0)
-
-    await soon(lookout)
-    await not_yet(lookout)
+    await soon(looked)
+    await not_yet(looked)
 
 
-async def test_what_is_farther_does_not_put_off_what_is_nearer(clock: HandClock) -> None:
-    lookout = Lookout(clock, HOUR_S)
-    await soon(lookout)
-
-    lookout.within(10)
-    lookout.within(1000)
+async def test_what_is_farther_does_not_put_off_what_is_nearer(
+    looked: Lookout, clock: HandClock
+) -> None:
+    looked.within(10)
+    looked.within(1000)
     clock.move(10)
 
-    await soon(lookout)
+    await soon(looked)
 
 
 async def test_the_look_for_what_falls_due_is_at_its_time_or_spread_behind_it(
-    clock: HandClock,
+    looked: Lookout, clock: HandClock
 ) -> None:
-    lookout = Lookout(clock, HOUR_S)
-    await soon(lookout)
+    assert not looked.is_due(clock.now() + timedelta(seconds=10))
 
-    assert not lookout.is_due(clock.now() + timedelta(seconds=10))
-
-    clock.move(9.99)
-    await not_yet(lookout)
-    clock.move(0.26)
-    await soon(lookout)
+    await between(looked, clock, 9.99, 10.25)
 
 
 async def test_what_is_due_is_looked_for_and_nothing_is_due_where_there_is_nothing(
@@ -116,13 +120,9 @@ async def test_what_is_due_is_looked_for_and_nothing_is_due_where_there_is_nothi
     assert not lookout.is_due(None)
 
 
-async def test_instants_that_are_close_together_share_a_look(clock: HandClock) -> None:
-    lookout = Lookout(clock, HOUR_S)
-    await soon(lookout)
+async def test_instants_that_are_close_together_share_a_look(
+    looked: Lookout, clock: HandClock
+) -> None:
+    assert not looked.is_due(clock.now() + timedelta(milliseconds=1))
 
-    assert not lookout.is_due(clock.now() + timedelta(milliseconds=1))
-
-    clock.move(0.24)
-    await not_yet(lookout)
-    clock.move(0.02)
-    await soon(lookout)
+    await between(looked, clock, 0.24, 0.26)

@@ -16,7 +16,7 @@ import pytest_asyncio
 from gateway.apps import App, Apps
 from gateway.auth import sign_channel, sign_user
 from gateway.server import running_gateway
-from tests.gateway.harness import RawClient, until
+from tests.gateway.harness import RawClient, until, until_yes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -147,11 +147,12 @@ async def test_members_of_one_app_are_no_members_of_the_other(
 
 async def until_members(tenant: Tenant, members: list[str]) -> None:
     """Waits until the HTTP API tells of these members."""
-    async with asyncio.timeout(10):
-        while True:
-            answer = await tenant.ask("users_info", "presence-room")
-            if [user["id"] for user in answer["users"]] == members:
-                return
+
+    async def told() -> bool:
+        answer = await tenant.ask("users_info", "presence-room")
+        return [user["id"] for user in answer["users"]] == members
+
+    await until_yes(told)
 
 
 async def test_the_last_event_of_a_cache_channel_is_the_apps_own(

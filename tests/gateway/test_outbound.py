@@ -17,17 +17,30 @@ from tests.gateway.harness import (
 )
 
 
+async def pair(gateway: Gateway) -> tuple[RawClient, RawClient]:
+    """Two clients on one channel."""
+    one, other = await gateway.connect(), await gateway.connect()
+    await one.subscribed("c")
+    await other.subscribed("c")
+    return one, other
+
+
+async def pushed(
+    gateway: Gateway, reading: RawClient, number: int, *, pad_bytes: int = 20_000
+) -> None:
+    """Publishes to their channel, and waits until the one that reads has it."""
+    await gateway.push("c", n=number, pad="x" * pad_bytes)
+    assert json.loads((await reading.event())["data"])["n"] == number
+
+
 async def test_a_stalled_reader_is_aborted_while_the_others_get_everything() -> None:
     settings = settings_for_tests(send_buffer_bytes=262_144)
     async with running_gateway(settings) as gateway:
-        stalled, reading = await gateway.connect(), await gateway.connect()
-        await stalled.subscribed("c")
-        await reading.subscribed("c")
-        stalled.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        stalled, reading = await pair(gateway)
+        stalled.stall()
 
         for number in range(400):
-            await gateway.push("c", n=number, pad="x" * 20_000)
-            assert json.loads((await reading.event())["data"])["n"] == number
+            await pushed(gateway, reading, number)
 
         await until(lambda: gateway.count("duet_slow_aborts_total") == 1)
         await reading.ping()
@@ -36,25 +49,22 @@ async def test_a_stalled_reader_is_aborted_while_the_others_get_everything() -> 
 async def test_a_reader_that_stalls_and_catches_up_has_missed_nothing_and_keeps_the_order() -> None:
     settings = settings_for_tests(send_buffer_bytes=8_000_000)
     async with running_gateway(settings) as gateway:
-        lagging, reading = await gateway.connect(), await gateway.connect()
-        await lagging.subscribed("c")
-        await reading.subscribed("c")
+        lagging, reading = await pair(gateway)
         [one, other] = gateway.node.connections()
         assert min(one.fd, other.fd) >= 0
 
         async def publish(numbers: range) -> None:
             for number in numbers:
-                await gateway.push("c", n=number, pad="x" * 20_000)
+                await pushed(gateway, reading, number)
                 # What is said to one socket alone goes through the transport, in between.
                 one.write(PONG_FRAME)
-                assert json.loads((await reading.event())["data"])["n"] == number
 
         await publish(range(5))
-        lagging.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        lagging.stall()
         await publish(range(5, 305))
         # Something waits in the transport now: nothing may be written past it.
         assert one.fd == -1 < other.fd
-        lagging.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        lagging.read_on()
 
         received = [await lagging.event() for _ in range(2 * 305)]
         published = [event for event in received if event["event"] != "pusher:pong"]
@@ -106,14 +116,11 @@ async def test_who_joins_a_channel_of_very_many_members_is_not_slow_for_it() -> 
 async def test_who_reads_nothing_of_a_long_answer_is_slow_as_soon_as_more_waits_behind_it() -> None:
     async with running_gateway() as gateway:
         channel = await joined_by_two_who_show_much(gateway)
-        client, reading = await gateway.connect(), await gateway.connect()
-        await reading.subscribed("c")
-        await client.subscribed("c")
-        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        client, reading = await pair(gateway)
+        client.stall()
         client.subscribe(channel, **ticket(client, channel))
 
         for number in range(100):
-            await gateway.push("c", n=number, pad="x" * 200_000)
-            assert json.loads((await reading.event())["data"])["n"] == number
+            await pushed(gateway, reading, number, pad_bytes=200_000)
 
         await until(lambda: gateway.count("duet_slow_aborts_total") == 1)

@@ -22,7 +22,7 @@ from gateway.webhook_sender import WebhookSender
 from gateway.webhooks import endpoints
 from persistence.clock import Clock
 from persistence.embedded_redis import RedisServer
-from tests.gateway.harness import PATIENCE_S, until
+from tests.gateway.harness import PATIENCE_S, until, until_yes
 from tests.gateway.receiver import Receiver, receiving
 
 if TYPE_CHECKING:
@@ -509,6 +509,8 @@ async def overfill(cluster: Cluster, node: Node, by: int) -> None:
 
 async def until_queued(cluster: Cluster, count: int) -> None:
     """Waits until as many events are in the queues."""
-    async with asyncio.timeout(PATIENCE_S):
-        while sum(await cluster.queue_lengths()) < count:  # noqa: ASYNC110  Redis tells nobody
-            await asyncio.sleep(0.005)
+
+    async def are_queued() -> bool:
+        return sum(await cluster.queue_lengths()) >= count
+
+    await until_yes(are_queued)

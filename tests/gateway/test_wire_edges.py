@@ -14,12 +14,12 @@ from gateway.broker import Publication
 from gateway.frames import push_body
 from tests.gateway.harness import (
     APP,
-    PATIENCE_S,
     RawClient,
     masked_frame,
     running_gateway,
     settings_for_tests,
     until,
+    until_yes,
 )
 
 if TYPE_CHECKING:
@@ -64,9 +64,11 @@ def upgrade(query: str = "") -> bytes:
 
 async def until_members(gateway: Gateway, channel: str, count: int) -> None:
     """Waits until the channel has so many members."""
-    async with asyncio.timeout(PATIENCE_S):
-        while len(await gateway.presence.members(APP.id, channel)) != count:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+
+    async def are_as_many() -> bool:
+        return len(await gateway.presence.members(APP.id, channel)) == count
+
+    await until_yes(are_as_many)
 
 
 async def signed(client: RawClient, channel: str, **shown: Any) -> Any:

@@ -53,7 +53,7 @@ async def among_others_that_come_lag_and_vanish() -> None:
         # It was worth the trouble: these lag, the others have kept up.
         assert list(big.live.values()).count(-1) == LAGGING
         for client in lagging:
-            client.reader._transport.resume_reading()  # type: ignore[attr-defined]
+            client.read_on()
         reading += [asyncio.create_task(numbers(client, "big")) for client in lagging]
         async with asyncio.timeout(30):
             received = [await task for task in reading]
@@ -75,7 +75,7 @@ async def joined(gateway: Gateway, channel: str, *, reads: bool = True) -> RawCl
         ours: Any = gateway.node._by_socket_id[client.socket_id]
         # So that the system holds less than what it is sent.
         ours._transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_SNDBUF, 65_536)
-        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        client.stall()
     return client
 
 

@@ -89,6 +89,18 @@ class Stopping:
         """Stops it right behind the `deed`, before the loop looks at any socket again."""
         self._server.told.set_result(deed)
 
+    async def drain(self, deed: Callable[[], None] = nothing) -> None:
+        """Stops it as `stop` does, and waits until nobody can connect any more."""
+        self.stop(deed)
+        await until(self._refuses)
+
+    def _refuses(self) -> bool:
+        try:
+            self.connected().close()
+        except ConnectionError:
+            return True
+        return False
+
     def kinds(self) -> list[str]:
         """What the server takes its connections for, in order."""
         return sorted(type(one).__name__ for one in self._server.server_state.connections)
@@ -147,8 +159,7 @@ async def test_who_waits_in_the_listeners_queue_is_answered(at_once: Settings, a
                     who.append(gateway.connected())
                     who[-1].sendall(words)
 
-        gateway.stop(come)
-        await until(lambda: refused(gateway))
+        await gateway.drain(come)
 
         answers = [await last_answer(await client_of(one)) for one in callers]
         elsewhere = [await sent_elsewhere(await client_of(one)) for one in upgrades]
@@ -160,14 +171,6 @@ async def test_who_waits_in_the_listeners_queue_is_answered(at_once: Settings, a
     assert all(map(is_last, answers))
     assert all(elsewhere)
     assert all(map(is_last, late_answers))
-
-
-def refused(gateway: Stopping) -> bool:
-    try:
-        gateway.connected().close()
-    except ConnectionError:
-        return True
-    return False
 
 
 async def test_the_application_serves_until_the_last_newcomer_has_been_answered(
@@ -190,16 +193,20 @@ async def test_the_application_serves_until_the_last_newcomer_has_been_answered(
         assert await sent_elsewhere(slow)
 
 
+async def half_an_upgrade(gateway: Stopping, client: RawClient) -> None:
+    """Sends the beginning of a handshake, and waits until the gateway has read it."""
+    client.writer.write(UPGRADE[:40])
+    await until(lambda: gateway.kinds() == ["HttpProtocol"])
+
+
 async def test_a_handshake_of_which_half_has_come_is_finished(
     at_once: Settings, apps: Apps
 ) -> None:
     async with Stopping(at_once, apps) as gateway:
         client = await gateway.caller()
-        client.writer.write(UPGRADE[:40])
-        await until(lambda: gateway.kinds() == ["HttpProtocol"])
+        await half_an_upgrade(gateway, client)
 
-        gateway.stop()
-        await until(lambda: refused(gateway))
+        await gateway.drain()
         client.writer.write(UPGRADE[40:])
 
         assert await sent_elsewhere(client)
@@ -212,10 +219,8 @@ async def test_a_handshake_that_begins_in_the_drain_may_come_in_parts_too(
         client = await gateway.caller()
         await until(lambda: gateway.kinds() == ["Arrival"])
 
-        gateway.stop()
-        await until(lambda: refused(gateway))
-        client.writer.write(UPGRADE[:40])
-        await until(lambda: gateway.kinds() == ["HttpProtocol"])
+        await gateway.drain()
+        await half_an_upgrade(gateway, client)
         client.writer.write(UPGRADE[40:])
 
         assert await sent_elsewhere(client)
@@ -229,8 +234,7 @@ async def test_an_idle_connections_next_call_is_answered_and_the_last(
         client.writer.write(CALL)
         await client.reader.readuntil(b"ok\n")
 
-        gateway.stop()
-        await until(lambda: refused(gateway))
+        await gateway.drain()
         client.writer.write(CALL)
 
         assert is_last(await last_answer(client))
@@ -335,9 +339,7 @@ async def test_who_has_not_finished_his_tls_handshake_is_answered_too(
 
     async with Stopping(over_tls, apps) as gateway:
         connected: list[socket.socket] = []
-        gateway.stop(lambda: connected.append(gateway.connected()))
-        await until(lambda: connected)
-        await until(lambda: refused(gateway))
+        await gateway.drain(lambda: connected.append(gateway.connected()))
 
         assert not gateway.ended.is_set()
         async with asyncio.timeout(PATIENCE_S):
