@@ -35,7 +35,10 @@ class ErrorCode(StrEnum):
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    INCOMPLETE = "incomplete"
     BODY_TOO_LARGE = "body_too_large"
+    URL_TOO_LONG = "url_too_long"
+    HEAD_TOO_LONG = "head_too_long"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     INTERNAL = "internal"
 
@@ -105,7 +108,10 @@ ERRORS: Final[dict[Code, ErrorSpec]] = {
     _E.FORBIDDEN: _no(403, "This is not yours to use."),
     _E.NOT_FOUND: _no(404, "There is nothing at this address."),
     _E.METHOD_NOT_ALLOWED: _no(405, "This address doesn't answer to this method."),
+    _E.INCOMPLETE: _again(408, "The call did not come whole in time."),
     _E.BODY_TOO_LARGE: _no(413, "The body is too large."),
+    _E.URL_TOO_LONG: _no(414, "The address is too long."),
+    _E.HEAD_TOO_LONG: _no(431, "The header fields are too long."),
     _E.UNSUPPORTED_MEDIA_TYPE: _no(415, "The body must be JSON."),
     _E.INTERNAL: _again(500, "Something went wrong on our side."),
 }

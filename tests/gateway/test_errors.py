@@ -41,7 +41,7 @@ def test_every_code_has_a_status_and_a_sentence(code: Code) -> None:
 def test_only_what_may_change_by_itself_is_retryable(code: Code) -> None:
     spec = ERRORS[code]
 
-    assert spec.retryable == (spec.http_status in {429, 500, 503, 504})
+    assert spec.retryable == (spec.http_status in {408, 429, 500, 503, 504})
 
 
 def test_an_error_says_the_more_exact_sentence_when_there_is_one() -> None:

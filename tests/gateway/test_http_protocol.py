@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import secrets
-from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlencode
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.apps import App, Apps
-from gateway.auth import hmac_hex
+from gateway.apps import Apps
 from gateway.node import Node
 from gateway.pusher_api import PusherApi
 from gateway.server import running_gateway
 from persistence.embedded_redis import RedisServer
+from tests.gateway.caller import APP, Caller
 from tests.gateway.harness import until
 from tests.gateway.member import PATIENCE_S, Member
 
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-APP = App(id="1", key="app-key", secret="app-s3cret")
 UPGRADE = (
     b"GET /app/app-key?protocol=7 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
     b"Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
@@ -61,70 +58,6 @@ def ordinary_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(PusherApi, "__call__", counted)
     return paths
-
-
-class Caller:
-    """One keep-alive connection that sends bytes as they are."""
-
-    def __init__(self, gateway: RunningGateway) -> None:
-        self._gateway = gateway
-
-    async def __aenter__(self) -> Self:
-        self.reader, self.writer = await asyncio.open_connection(
-            self._gateway.host, self._gateway.port
-        )
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.writer.close()
-        with contextlib.suppress(ConnectionError):
-            await self.writer.wait_closed()
-
-    def call(
-        self,
-        channel: str,
-        data: str = "hello",
-        *,
-        head: str = "",
-        body: bytes | None = None,
-        chunked: bool = False,
-        version: str = "1.1",
-        address: str = "events",
-    ) -> bytes:
-        """A signed call of `POST /apps/1/{address}`."""
-        event = {"name": "greeting", "channel": channel, "data": data}
-        body = json.dumps(event).encode() if body is None else body
-        query = {
-            "auth_key": APP.key,
-            "auth_timestamp": str(int(self._gateway.parts.clock.now().timestamp())),
-            "auth_version": "1.0",
-            "body_md5": hashlib.md5(body).hexdigest(),
-        }
-        path = f"/apps/{APP.id}/{address}"
-        text = "&".join(f"{key}={query[key]}" for key in sorted(query))
-        query["auth_signature"] = hmac_hex(APP.secret, f"POST\n{path}\n{text}".encode())
-        if chunked:
-            head += "Transfer-Encoding: chunked\r\n"
-            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-        else:
-            head += f"Content-Length: {len(body)}\r\n"
-        first = f"POST {path}?{urlencode(query)} HTTP/{version}\r\nHost: x\r\n{head}\r\n"
-        return first.encode() + body
-
-    async def answer(self) -> tuple[int, bytes, bytes]:
-        """Status, head and body of the next answer."""
-        async with asyncio.timeout(PATIENCE_S):
-            head = await self.reader.readuntil(b"\r\n\r\n")
-            length = next(
-                int(line.partition(b":")[2])
-                for line in head.split(b"\r\n")
-                if line.startswith(b"content-length")
-            )
-            return int(head.split(b" ")[1]), head, await self.reader.readexactly(length)
-
-    async def ended(self) -> bool:
-        async with asyncio.timeout(PATIENCE_S):
-            return await self.reader.read() == b""
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -352,7 +285,8 @@ async def test_the_body_of_a_call_is_never_taken_for_another_call(caller: Caller
 async def test_this_is_no_proxy(caller: Caller) -> None:
     caller.writer.write(b"CONNECT elsewhere:80 HTTP/1.1\r\nHost: elsewhere:80\r\n\r\n")
 
-    assert (await caller.answer())[::2] == (400, b"This server is no proxy.")
+    status, _, body = await caller.answer()
+    assert (status, json.loads(body)["detail"]) == (400, "This server is no proxy.")
     assert await caller.ended()
 
 

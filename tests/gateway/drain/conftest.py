@@ -1,4 +1,4 @@
-"""What is tested here depends on how a loop accepts: uvloop, and asyncio's own, do it in turn."""
+"""What is tested here depends on how a loop accepts and closes: uvloop does, then asyncio's own."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ async def test_an_idle_connections_next_call_is_answered_and_the_last(
 @pytest.fixture
 def impatient(at_once: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Newcomers have to ask soon."""
-    for module in ("arrival", "http_protocol"):
+    for module in ("arrival", "http_connection"):
         monkeypatch.setattr(f"gateway.{module}.FIRST_WORDS_S", 0.05)
     return at_once
 
@@ -275,6 +275,32 @@ async def test_who_never_asks_is_told_to_come_again(
     assert "\r\nConnection: close\r\n" in answer
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        b"POST /apps/1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",
+        b"POST /apps/1/events HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{",
+        b"POST /pusher/app/k/1/s/xhr_send HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
+    ],
+    ids=["a plain publication", "another one", "messages"],
+)
+async def test_a_call_whose_body_never_comes_is_told_that_the_gateway_stops(
+    impatient: Settings, apps: Apps, caplog: pytest.LogCaptureFixture, call: bytes
+) -> None:
+    async with Stopping(impatient, apps) as gateway:
+        client = await gateway.caller()
+        client.writer.write(call)
+        await until(lambda: gateway.kinds() == ["HttpProtocol"])
+        gateway.stop()
+        answer = await last_answer(client)
+
+    assert answer.startswith("HTTP/1.1 503 ")
+    assert "\r\nretry-after: 1\r\n" in answer
+    assert "\r\nconnection: close\r\n" in answer
+    assert '"code":"unavailable"' in answer
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 @pytest.mark.parametrize("calls_before", [0, 1], ids=["a newcomer", "an idle connection"])
 async def test_a_call_that_has_come_at_the_last_moment_is_answered(
     impatient: Settings, apps: Apps, monkeypatch: pytest.MonkeyPatch, calls_before: int
@@ -296,7 +322,7 @@ async def test_a_call_that_has_come_at_the_last_moment_is_answered(
                 looked.append(fd)
                 return something_waits(fd)
 
-            for module in ("arrival", "http_protocol"):
+            for module in ("arrival", "http_connection"):
                 monkeypatch.setattr(f"gateway.{module}.something_waits", at_the_last_moment)
             gateway.stop()
 
