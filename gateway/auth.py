@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -46,7 +46,7 @@ class Identity:
         role: None when proved by a Pusher signature, which tells no role; then the relation to
             the goal decides.
         client_id: The app that acts (the requirements' `request.client.id`, the `triggerer`):
-            the JWT's `client_id`, else the app's key.
+            the JWT's `client_id`, else the key of the app that carries the invitations.
         user_info: JSON of what presence shows of the user, when known.
         user_data: The exact `user_data` of `pusher:signin`, when that was the proof.
         watchlist: Users whose coming and going is reported, from `user_data`.
@@ -58,6 +58,10 @@ class Identity:
     user_info: bytes | None = None
     user_data: str | None = None
     watchlist: tuple[str, ...] = ()
+
+    def acting_through(self, app: App) -> Identity:
+        """This identity, acting by the app unless it says by which."""
+        return self if self.client_id is not None else replace(self, client_id=app.key)
 
 
 class AuthError(Exception):

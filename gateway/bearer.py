@@ -76,9 +76,10 @@ async def caller(request: Request) -> Identity:
     if scheme.lower() != "bearer" or not token.strip():
         raise RefusedError(ErrorCode.UNAUTHENTICATED)
     try:
-        return await parts.authorizer.identity_of(token.strip(), parts.clock.now())
+        identity = await parts.authorizer.identity_of(token.strip(), parts.clock.now())
     except AuthError as error:
         raise RefusedError(error.code, error.message) from None
+    return identity.acting_through(parts.apps.first)
 
 
 async def body_of(request: Request) -> bytes:

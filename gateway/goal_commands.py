@@ -15,7 +15,7 @@ from gateway.auth import USER_ID_PATTERN
 from gateway.broker import BrokerUnavailable
 from gateway.commands import Agree, Disagree, Finish, Invite, Reply, Start, Withdraw
 from gateway.errors import ERRORS, CommandError, ErrorCode, code_of
-from gateway.passes import pass_of, signed
+from gateway.passes import has_time_left, pass_of, signed
 from persistence.errors import StoreDamaged, StoreOverloaded, StoreUnavailable
 from persistence.faults import Step, reached
 from persistence.intents import Done, Intent, Refused, Terms
@@ -186,7 +186,7 @@ class GoalCommands:
         generation: str | None = None
         try:
             view, generation = await self._passes.read(session_id, identity.user_id)
-            if view is not None:
+            if view is not None and has_time_left(view, self._clock.now()):
                 return view
         except BrokerUnavailable as error:
             _log.warning("pass_cache_unavailable", why=str(error))

@@ -50,12 +50,13 @@ def admitted(node: Node, opening: Opening, *, encrypted: bool) -> Admission | Cl
 async def prove(node: Node, token: str) -> Identity | Refusal:
     """The user that a token proves, or how the connection is closed."""
     try:
-        return await node.auth.identity_of(token, node.clock.now())
+        identity = await node.auth.identity_of(token, node.clock.now())
     except AuthError as error:
         # Keys that can't be fetched now say nothing against the token: come back later.
         temporary = error.code is not ErrorCode.UNAUTHENTICATED
         code = CloseCode.OVER_CAPACITY if temporary else CloseCode.UNAUTHORIZED
         return Refusal(code, error.message)
+    return identity.acting_through(node.apps.first)
 
 
 def app_now(apps: Apps, app: App) -> App | CloseCode:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import jwt
+import msgspec
 
 from gateway.errors import CommandError, ErrorCode
 from statemachine.goal import RejectionCode
@@ -47,6 +48,22 @@ def pass_of(
         "duration": _plain(duration_s),
         "exp": int(nbf_s + duration_s),
     }
+
+
+class _Span(msgspec.Struct, frozen=True):
+    """What is read here of a view."""
+
+    nbf: int
+    duration: float
+
+
+def has_time_left(view: bytes, now: datetime) -> bool:
+    """Whether a cached view is still to be handed out: half of its pass's time is before it.
+
+    Views live in the cache for as long as somebody's is stored there, so one may outlive its pass.
+    """
+    span = msgspec.json.decode(view, type=_Span)
+    return now.timestamp() < span.nbf + span.duration / 2
 
 
 def signed(claims: dict[str, Any], secret: str) -> dict[str, Any]:

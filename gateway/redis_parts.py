@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gateway.redis_client import RedisClient
     from gateway.settings import Settings
 
-# A cached view of a pass is handed out this long; the pass in it outlives it by far.
+# How long a Session's cached views are kept after the last one was stored.
 _VIEW_TTL_S: Final = 60
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import httpx
 
     from gateway.errors import Code
+    from gateway.server import RunningGateway
+    from gateway.settings import Settings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -99,6 +101,16 @@ class TestGoals:
         assert agreed.json()["active"] is False
         assert agreed.json()["triggerer"] == "studio"
         assert agreed.json()["metadata"]["agreed"]
+
+    async def test_a_token_without_client_id_acts_through_the_invitations_app(
+        self, stage: Stage, bearer: Callable[..., dict[str, str]]
+    ) -> None:
+        goal = await stage.invitation()
+        nameless = bearer(stage.streamer_id, "streamer")
+
+        agreed = await stage.answer(goal["id"], agree=True, **nameless)
+
+        assert agreed.json()["triggerer"] == "app-key"
 
     async def test_the_streamer_disagrees(self, stage: Stage) -> None:
         goal = await stage.invitation()
@@ -307,6 +319,26 @@ class TestSessions:
         assert answer.status_code == 200
         assert answer.headers["cache-control"] == "no-store"
         assert {"token", "nbf", "duration", "exp"} <= answer.json().keys()
+
+    async def test_a_cached_pass_is_made_anew_when_half_of_its_time_is_over(
+        self,
+        stage: Stage,
+        gateway: RunningGateway,
+        settings: Settings,
+        bearer: Callable[..., dict[str, str]],
+    ) -> None:
+        path = f"/sessions/{await stage.session()}/token"
+        half_s = settings.room_pass_s / 2
+        first = (await stage.http.get(path, headers=stage.bob)).json()
+
+        gateway.parts.clock.shift(half_s)
+        try:
+            later = bearer(stage.viewer_id, "viewer")
+            second = (await stage.http.get(path, headers=later)).json()
+        finally:
+            gateway.parts.clock.shift(-half_s)
+
+        assert second["nbf"] >= first["nbf"] + half_s
 
     @pytest.mark.parametrize("session_id", [UNKNOWN, "5", "a.b", "$where"])
     async def test_an_id_that_is_no_sessions_is_unknown(
