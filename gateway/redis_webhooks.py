@@ -14,12 +14,14 @@ Source: `gateway.webhooks`.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import hiredis
 import msgspec
+import structlog
 
 from gateway.broker import BrokerUnavailable
 from gateway.redis_commands import Script
@@ -41,7 +43,14 @@ _BATCH_EVENTS: Final = 100
 _BATCH_BYTES: Final = 262_144
 _FACTS_AT_ONCE: Final = 200
 
+# A queue whose endpoint this node does not know may be one that it has not heard of yet: a new apps
+# file comes to one node after the other. Then it is told of, and again as often as this.
+_ORPHAN_AFTER_S: Final = 60.0
+_ORPHAN_AGAIN_S: Final = 3_600.0
+
 _encode = msgspec.json.Encoder().encode
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +114,37 @@ class Settled(NamedTuple):
     begins: int
 
 
+class Orphans:
+    """Queues without an endpoint, and when the log has to tell of each."""
+
+    __slots__ = ("_say_at",)
+
+    def __init__(self) -> None:
+        self._say_at: dict[bytes, float] = {}
+
+    def met(self, queue: bytes, now: float) -> bool:
+        """Whether to tell of a queue that was found without an endpoint."""
+        # Those that were not met for so long have got one, or are no more.
+        current = {one: at for one, at in self._say_at.items() if now < at + _ORPHAN_AGAIN_S}
+        self._say_at = current
+        say_at = current.setdefault(queue, now + _ORPHAN_AFTER_S)
+        if now < say_at:
+            return False
+        current[queue] = now + _ORPHAN_AGAIN_S
+        return True
+
+    def found(self, queue: bytes) -> None:
+        """Forgets a queue that has an endpoint."""
+        self._say_at.pop(queue, None)
+
+
 class RedisWebhooks:
     """The queues of every app; implements `gateway.webhooks.Webhooks`.
 
     Whoever has something to tell gives `hook` to the script that does it.
     """
 
-    __slots__ = ("_app", "_commands", "_prefix", "_timing")
+    __slots__ = ("_app", "_commands", "_orphans", "_prefix", "_timing")
 
     def __init__(
         self,
@@ -125,6 +158,7 @@ class RedisWebhooks:
         self._prefix = prefix
         self._app = app
         self._timing = timing
+        self._orphans = Orphans()
         commands.use_scripts(_FIRE, _CLAIM, _SETTLE)
 
     # Telling
@@ -174,10 +208,28 @@ class RedisWebhooks:
         claims = []
         for queue in queues:
             known = self._endpoint(queue.decode())
-            # Another node may know of an app or endpoint that this one has not heard of yet.
-            if known is not None:
-                claims.append(Claim(*known, queue, token))
+            if known is None:
+                await self._leave_orphan(queue)
+                continue
+            self._orphans.found(queue)
+            claims.append(Claim(*known, queue, token))
         return claims
+
+    async def _leave_orphan(self, queue: bytes) -> None:
+        """Leaves a queue to whoever knows its endpoint; what is in it is not lost in silence."""
+        if not self._orphans.met(queue, asyncio.get_running_loop().time()):
+            return
+        question = packed("XLEN", queue) + packed("PTTL", queue)
+        events, kept_ms = await self._commands.run(question, 2)
+        if not isinstance(events, int) or not isinstance(kept_ms, int):
+            raise BrokerUnavailable(f"Redis refused to tell of a queue: {events}, {kept_ms}")
+        log.warning(
+            "webhooks_without_endpoint",
+            app=self._app_id(queue.decode()),
+            events=events,
+            dropped_in_s=kept_ms // 1000,
+            remedy="put the endpoint back into the apps file to have them sent",
+        )
 
     async def _fire(self, facts: list[bytes]) -> None:
         calls = []
@@ -251,10 +303,13 @@ class RedisWebhooks:
         return f"{self._prefix}:{app.id}:hooks:{endpoint.digest}"
 
     def _endpoint(self, queue: str) -> tuple[App, Endpoint] | None:
-        app_id, _, digest = queue.removeprefix(f"{self._prefix}:").split(":")
-        app = self._app(app_id)
+        digest = queue.rpartition(":")[2]
+        app = self._app(self._app_id(queue))
         if app is None:
             return None
         found = (one for one in endpoints(app) if one.digest == digest)
         endpoint = next(found, None)
         return None if endpoint is None else (app, endpoint)
+
+    def _app_id(self, queue: str) -> str:
+        return queue.removeprefix(f"{self._prefix}:").partition(":")[0]

@@ -1,11 +1,13 @@
 """Sends webhooks: claims queues that have something, calls their endpoints, notes the outcome.
 
-Every node does it; a claim keeps two from calling one endpoint at the same time.
+Every node does it; a claim keeps two from calling one endpoint at the same time. As long as no app
+has an endpoint, Redis is only asked now and then whether one was removed that had events waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -14,11 +16,13 @@ import httpx
 import structlog
 
 from gateway.broker import BrokerUnavailable
+from gateway.outage import Outage
 from gateway.tasks import Tasks
 from gateway.trust import trusted
 from gateway.webhooks import signed_call
 
 if TYPE_CHECKING:
+    from gateway.apps import Apps
     from gateway.redis_webhooks import Batch, Claim, RedisWebhooks, Settled
     from gateway.telemetry import Telemetry
     from persistence.clock import Clock
@@ -29,6 +33,8 @@ log = structlog.get_logger(__name__)
 _AT_ONCE: Final = 32
 # What a stopping node gives calls that are under way.
 _GRACE_S: Final = 2.0
+# Between two looks while no app has an endpoint.
+_FOR_ORPHANS_EVERY_S: Final = 60.0
 
 
 class WebhookSender:
@@ -37,16 +43,19 @@ class WebhookSender:
     def __init__(
         self,
         webhooks: RedisWebhooks,
+        apps: Apps,
         clock: Clock,
         telemetry: Telemetry,
         timeout_s: float,
         poll_interval_s: float,
     ) -> None:
         self._webhooks = webhooks
+        self._apps = apps
         self._clock = clock
         self._telemetry = telemetry
         self._timeout_s = timeout_s
         self._poll_interval_s = poll_interval_s
+        self._outage = Outage(log, "webhooks_not_read", "webhooks_read_again")
         self._loop = Tasks()
         self._calls = Tasks()
         self._client = httpx.AsyncClient(
@@ -69,20 +78,32 @@ class WebhookSender:
         await self._client.aclose()
 
     async def _run(self) -> None:
+        now = asyncio.get_running_loop().time
+        looked_at = -math.inf
         while True:
-            claims: list[Claim] = []
+            # The apps may have been read again.
+            wanted = any(app.webhooks for app in self._apps)
             free = _AT_ONCE - len(self._calls)
-            if free > 0:
-                try:
-                    claims = await self._webhooks.claim(free)
-                except BrokerUnavailable as error:
-                    log.warning("webhooks_not_read", error=str(error))
-                except Exception:
-                    # Whatever it is, the next look may find something that can be sent.
-                    log.exception("webhooks_failed")
-            for claim in claims:
-                self._calls.spawn(self._send(claim), "webhook", app=claim.app.id)
+            if free > 0 and (wanted or now() - looked_at >= _FOR_ORPHANS_EVERY_S):
+                looked_at = now()
+                for claim in await self._look(free):
+                    self._calls.spawn(self._send(claim), "webhook", app=claim.app.id)
             await asyncio.sleep(self._poll_interval_s)
+
+    async def _look(self, most: int) -> list[Claim]:
+        """Claims what may be sent."""
+        now = asyncio.get_running_loop().time
+        try:
+            claims = await self._webhooks.claim(most)
+        except BrokerUnavailable as error:
+            self._outage.failed(now(), error)
+        except Exception:
+            # Whatever it is, the next look may find something that can be sent.
+            log.exception("webhooks_failed")
+        else:
+            self._outage.worked(now())
+            return claims
+        return []
 
     async def _send(self, claim: Claim) -> None:
         """Sends what is at the head of a claimed queue and notes the outcome."""

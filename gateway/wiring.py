@@ -150,6 +150,7 @@ async def _start(
     stack.push_async_callback(redis.rates.stop)
     sender = WebhookSender(
         redis.webhooks,
+        node.apps,
         clock,
         node.telemetry,
         settings.webhook_timeout_s,

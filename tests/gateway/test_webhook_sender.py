@@ -13,6 +13,7 @@ import pytest
 import redis.asyncio
 from structlog.testing import capture_logs
 
+from gateway import redis_webhooks
 from gateway.apps import App, Apps, Webhook
 from gateway.redis_broker import _PUBLISH_TOLD, RedisBroker
 from gateway.redis_link import packed
@@ -26,9 +27,10 @@ from tests.gateway.harness import PATIENCE_S, until, until_yes
 from tests.gateway.receiver import Receiver, receiving
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    from gateway.redis_webhooks import Claim
     from persistence.embedded_process import ServerGuard
 
 TIMING = HookTiming(delay_s=0.05, give_up_s=60, claim_s=5, retry_first_s=0.02, retry_most_s=0.05)
@@ -62,7 +64,7 @@ class Cluster:
         node = Node(
             broker,
             webhooks,
-            WebhookSender(webhooks, Clock(), telemetry := Telemetry(), timeout_s, 0.01),
+            WebhookSender(webhooks, self.apps, Clock(), telemetry := Telemetry(), timeout_s, 0.01),
         )
         node.telemetry = telemetry
         self._stack.push_async_callback(node.sender.stop)
@@ -422,6 +424,86 @@ async def test_an_endpoint_that_was_taken_out_of_the_apps_is_not_called(
 
     assert await without.webhooks.claim(10) == []
     assert receiver.told == []
+
+
+async def test_events_whose_endpoint_was_taken_out_are_told_of_and_sent_when_it_is_back(
+    cluster: Cluster, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_webhooks, "_ORPHAN_AFTER_S", 0.0)
+    with_it, without = cluster.apps, Apps([App(id="1", key="key-1", secret="secret-1")])
+    node = await cluster.node(replace(TIMING, claim_s=0.02), sends=False)
+    node.tell(cluster.app, 1)
+    node.tell(cluster.app, 2)
+    await until_queued(cluster, 2)
+    cluster.apps.become(without)
+
+    with capture_logs() as logs:
+        assert await node.webhooks.claim(10) == []
+
+    [told] = [line for line in logs if line["event"] == "webhooks_without_endpoint"]
+    assert (told["app"], told["events"]) == ("1", 2)
+    assert 86_000 < told["dropped_in_s"] <= 86_400
+    with_it.become(Apps([cluster.app]))
+    node.sender.start()
+    await receiver.until_events(2)
+    assert numbers(receiver) == [1, 2]
+
+
+def test_a_queue_without_an_endpoint_is_told_of_after_a_while_and_then_seldom() -> None:
+    orphans = redis_webhooks.Orphans()
+
+    told = [at for at in range(0, 8_000, 10) if orphans.met(b"q", float(at))]
+
+    assert told == [60, 3_660, 7_260]
+
+
+def test_a_queue_that_has_found_its_endpoint_is_no_orphan() -> None:
+    orphans = redis_webhooks.Orphans()
+    assert not orphans.met(b"q", 0.0)
+
+    orphans.found(b"q")
+
+    assert not orphans.met(b"q", 60.0)
+
+
+class WatchedApps(Apps):
+    """Counts how often somebody has gone through them."""
+
+    asked = 0
+
+    def __iter__(self) -> Iterator[App]:
+        self.asked += 1
+        return super().__iter__()
+
+
+class WatchedWebhooks(RedisWebhooks):
+    """Counts the looks."""
+
+    looks = 0
+
+    async def claim(self, most: int) -> list[Claim]:
+        self.looks += 1
+        return await super().claim(most)
+
+
+async def test_redis_is_left_alone_until_an_app_has_an_endpoint(
+    cluster: Cluster, receiver: Receiver
+) -> None:
+    apps = WatchedApps([App(id="1", key="key-1", secret="secret-1")])
+    node = await cluster.node(sends=False)
+    webhooks = WatchedWebhooks(node.broker.commands, cluster.prefix, apps.by_id, TIMING)
+    sender = WebhookSender(webhooks, apps, Clock(), Telemetry(), 5.0, 0.001)
+    sender.start()
+    await until(lambda: apps.asked >= 20)
+    assert webhooks.looks == 1
+
+    # As when the apps file is read again.
+    apps.become(Apps([cluster.app]))
+    node.tell(cluster.app, 1)
+    await receiver.until_events(1)
+
+    assert numbers(receiver) == [1]
+    await sender.stop()
 
 
 async def test_a_stopping_node_ends_the_calls_under_way(
