@@ -2,7 +2,7 @@
 
 A claim ahead of time costs what a claim at the time costs, and keeps every other process from
 waking up for the same instant. What this process writes itself may fall due before it looks again;
-it takes note of that.
+it takes note of that. For what others write it looks once a second, however seldom other loops do.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from gateway.lookout import PAUSE_S, Lookout
+from gateway.outage import Outage
 from persistence.errors import StoreError
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ _log = structlog.get_logger(__name__)
 # Goals that are claimed and not fired: few enough that those of one Session find a turn in time.
 _CLAIM_LIMIT: Final = 64
 # No goal is claimed longer before its time: a process that stops still fires what it has claimed,
-# and what one that dies had claimed is late by the lease.
+# and what one that dies had claimed is late by the lease. So no two looks are further apart either,
+# or what another process has written could fall due between them.
 _AHEAD_MAX_S: Final = 1.0
 # By which two looks overlap, for the time that a look takes.
 _MARGIN_S: Final = 0.25
@@ -47,11 +49,12 @@ class DeadlineLoop:
     ) -> None:
         self._deadlines = deadlines
         self._clock = clock
-        self._interval_s = interval_s
-        self._ahead_s = min(interval_s, _AHEAD_MAX_S) + _MARGIN_S
+        self._interval_s = min(interval_s, _AHEAD_MAX_S)
+        self._ahead_s = self._interval_s + _MARGIN_S
         self._spawn = spawn
         self._fire = fire
-        self._looks = Lookout(clock, interval_s)
+        self._looks = Lookout(clock, self._interval_s)
+        self._outage = Outage(_log, "deadlines_not_read", "deadlines_read_again")
         self._claimed = 0
         # Whether the last look took all that there was room for, so that there may be more.
         self._more = False
@@ -70,9 +73,10 @@ class DeadlineLoop:
             try:
                 due = await self._deadlines.claim_due(room, self._ahead_s)
             except StoreError as error:
-                _log.warning("deadlines_not_read", why=str(error))
+                self._outage.failed(self._clock.monotonic_s(), error)
                 self._looks.within(PAUSE_S)
                 continue
+            self._outage.worked(self._clock.monotonic_s())
             self._more = len(due) == room
             self._claimed += len(due)
             for goal in due:

@@ -303,7 +303,13 @@ class Settings(BaseSettings):
         Field(gt=0, le=3_600, description="Silence after which a node's members have left."),
     ] = 10
     poll_interval_s: Annotated[
-        float, Field(gt=0, le=60, description="Between two looks for what falls due.")
+        float,
+        Field(
+            gt=0,
+            le=60,
+            description="Between two looks for what other processes have left; for deadlines it is "
+            "a second at most.",
+        ),
     ] = 1.0
     drain_s: Annotated[
         float, Field(ge=0, le=3_600, description="Over which a stopping node closes its sockets.")
