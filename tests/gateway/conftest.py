@@ -18,6 +18,7 @@ import pytest_asyncio
 from gateway.apps import App, Apps
 from gateway.server import RunningGateway, running_gateway
 from gateway.settings import Settings
+from tests.persistence.world import World
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -54,6 +55,17 @@ def settings(
         drain_s=0.05,
     )
     mongodb_client.drop_database(name)
+
+
+@pytest.fixture
+async def world(
+    mongodb_url: str, mongodb_client: MongoClient[dict[str, Any]], mongodb_database_name: str
+) -> AsyncIterator[World]:
+    """A node's persistence without a gateway, on a database of its own."""
+    world = World(mongodb_url, mongodb_client[mongodb_database_name])
+    await world.add_node()
+    yield world
+    await world.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from bson import ObjectId
@@ -13,14 +13,12 @@ from gateway import deadline_loop
 from gateway.deadline_loop import DeadlineLoop
 from gateway.tasks import Tasks
 from persistence.deadlines import Deadlines
-from tests.persistence.world import World
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from pymongo import MongoClient
-
     from persistence.deadlines import DueGoal
+    from tests.persistence.world import World
 
 PATIENCE_S = 30.0
 AT_ONCE = 64
@@ -84,17 +82,12 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(
-    mongodb_url: str, mongodb_client: MongoClient[dict[str, Any]], mongodb_database_name: str
-) -> AsyncIterator[Bench]:
-    world = World(mongodb_url, mongodb_client[mongodb_database_name])
-    node = await world.add_node()
-    deadlines = WatchedDeadlines(node.store, node.goals)
+async def bench(world: World) -> AsyncIterator[Bench]:
+    deadlines = WatchedDeadlines(world.node.store, world.node.goals)
     deadlines.looked = asyncio.Condition()
     bench = Bench(world, deadlines)
     yield bench
     await bench.tasks.stop()
-    await world.close()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from redis.asyncio import Redis
@@ -21,8 +21,6 @@ from tests.persistence.world import World, goal_id_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
     from datetime import datetime
-
-    from pymongo import MongoClient
 
     from gateway.broker import Publication
 
@@ -60,16 +58,6 @@ class Recording:
 
     def spawn(self, coroutine: Coroutine[object, object, None], name: str) -> None:
         self.tasks.append(asyncio.ensure_future(coroutine))
-
-
-@pytest.fixture
-async def world(
-    mongodb_url: str, mongodb_client: MongoClient[dict[str, Any]], mongodb_database_name: str
-) -> AsyncIterator[World]:
-    world = World(mongodb_url, mongodb_client[mongodb_database_name])
-    await world.add_node()
-    yield world
-    await world.close()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -20,19 +21,32 @@ from tests.gateway.fallback_client import QUERY, FallbackClient, LinesEnded
 from tests.gateway.harness import APP, running_gateway, settings_for_tests, until
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from gateway.broker import Broker
+    from gateway.settings import Settings
+    from tests.gateway.harness import Gateway
 
 BOTH = pytest.mark.parametrize("streams", [True, False], ids=["streaming", "polling"])
 
 
-@pytest.mark.pusher("1.10", "a session opens, subscribes, hears and sends")
-@BOTH
-async def test_a_session_does_what_a_socket_does(streams: bool) -> None:
+@contextlib.asynccontextmanager
+async def connected(
+    settings: Settings | None = None, apps: Apps | None = None, *, streams: bool = True
+) -> AsyncIterator[tuple[Gateway, FallbackClient]]:
+    """A gateway, and a client that has read `connection_established`."""
     async with (
-        running_gateway() as gateway,
+        running_gateway(settings, apps) as gateway,
         FallbackClient(gateway.port, streams=streams) as client,
     ):
         await client.connect()
+        yield gateway, client
+
+
+@pytest.mark.pusher("1.10", "a session opens, subscribes, hears and sends")
+@BOTH
+async def test_a_connection_does_what_a_socket_does(streams: bool) -> None:
+    async with connected(streams=streams) as (gateway, client):
         channel = "private-room"
         await client.subscribed(channel, sign_channel(APP, client.socket_id, channel))
         other = await gateway.connect()
@@ -81,7 +95,7 @@ async def test_a_token_in_the_query_proves_the_user_and_commands_are_answered(
         assert json.loads(reply["data"])["ok"] is True
 
 
-async def test_a_session_is_present_and_its_end_is_a_leave() -> None:
+async def test_a_connection_is_present_and_its_end_is_a_leave() -> None:
     async with running_gateway() as gateway:
         watcher = await gateway.connect()
         channel = "presence-room"
@@ -130,7 +144,7 @@ async def test_a_session_is_present_and_its_end_is_a_leave() -> None:
     ],
 )
 @BOTH
-async def test_a_refused_session_reads_why(
+async def test_a_refused_connection_reads_why(
     streams: bool, key: str, query: str, headers: dict[str, str], code: int
 ) -> None:
     apps = Apps(
@@ -156,7 +170,7 @@ async def test_a_refused_session_reads_why(
         assert len(gateway.fallback) == 0
 
 
-async def test_a_session_whose_token_can_not_be_checked_in_time_is_told_to_come_back() -> None:
+async def test_a_connection_whose_token_can_not_be_checked_in_time_is_told_to_come_back() -> None:
     settings = settings_for_tests(handshake_timeout_s=0.05)
     async with running_gateway(settings) as gateway:
         gateway.tokens.held = asyncio.Event()
@@ -228,27 +242,17 @@ async def test_other_addresses_and_methods_are_told_apart(
         (b"[" + b" " * 300_000 + b"]", 413),
     ],
 )
-async def test_a_body_that_holds_no_messages_is_refused_and_the_session_stays(
+async def test_a_body_that_holds_no_messages_is_refused_and_the_connection_stays(
     body: bytes, status: int
 ) -> None:
-    async with (
-        running_gateway() as gateway,
-        FallbackClient(gateway.port, streams=True) as client,
-    ):
-        await client.connect()
-
+    async with connected() as (_, client):
         assert await client.post(body) == status
 
         await client.ping()
 
 
-async def test_a_message_that_makes_no_sense_is_answered_and_the_session_stays() -> None:
-    async with (
-        running_gateway() as gateway,
-        FallbackClient(gateway.port, streams=True) as client,
-    ):
-        await client.connect()
-
+async def test_a_message_that_makes_no_sense_is_answered_and_the_connection_stays() -> None:
+    async with connected() as (_, client):
         await client.send("nonsense")
 
         error = await client.event()
@@ -257,13 +261,9 @@ async def test_a_message_that_makes_no_sense_is_answered_and_the_session_stays()
         await client.ping()
 
 
-async def test_a_message_over_the_limit_ends_the_session() -> None:
+async def test_a_message_over_the_limit_ends_the_connection() -> None:
     settings = settings_for_tests(max_message_bytes=1024)
-    async with (
-        running_gateway(settings) as gateway,
-        FallbackClient(gateway.port, streams=True) as client,
-    ):
-        await client.connect()
+    async with connected(settings) as (_, client):
         await client.send("x" * 1024)
         assert (await client.event())["event"] == "pusher:error"
 
@@ -274,11 +274,7 @@ async def test_a_message_over_the_limit_ends_the_session() -> None:
 
 
 async def test_many_messages_in_one_call_act_in_their_order() -> None:
-    async with (
-        running_gateway() as gateway,
-        FallbackClient(gateway.port, streams=True) as client,
-    ):
-        await client.connect()
+    async with connected() as (_, client):
         names = [f"channel-{number}" for number in range(200)]
 
         await client.send(
@@ -288,7 +284,7 @@ async def test_many_messages_in_one_call_act_in_their_order() -> None:
         assert [(await client.event())["channel"] for _ in names] == names
 
 
-async def test_the_members_of_a_large_channel_are_not_too_much_for_a_session() -> None:
+async def test_the_members_of_a_large_channel_are_not_too_much_for_a_connection() -> None:
     channel = "presence-crowd"
     async with (
         running_gateway() as gateway,
@@ -308,11 +304,7 @@ async def test_the_members_of_a_large_channel_are_not_too_much_for_a_session() -
 
 
 async def test_others_are_heard_while_a_call_with_many_messages_is_taken() -> None:
-    async with (
-        running_gateway() as gateway,
-        FallbackClient(gateway.port, streams=True) as client,
-    ):
-        await client.connect()
+    async with connected() as (gateway, _client):
         [connection] = gateway.node.connections()
         assert isinstance(connection, FallbackConnection)
 
@@ -323,17 +315,13 @@ async def test_others_are_heard_while_a_call_with_many_messages_is_taken() -> No
         await taking
 
 
-# A session's life
+# A connection's life
 
 
 @pytest.mark.pusher("1.10", "heartbeats; a client that answers none is closed (4201)")
 async def test_a_stream_has_heartbeats_and_who_answers_none_is_closed() -> None:
     settings = settings_for_tests(activity_timeout_s=0.2, pong_timeout_s=0.3)
-    async with (
-        running_gateway(settings) as gateway,
-        FallbackClient(gateway.port, streams=True) as client,
-    ):
-        await client.connect()
+    async with connected(settings) as (_, client):
         for _ in range(5):
             assert await client.line() == "h"
             assert await client.post(b"[]") == 204
@@ -345,11 +333,7 @@ async def test_a_stream_has_heartbeats_and_who_answers_none_is_closed() -> None:
 
 async def test_a_silent_poll_ends_with_a_heartbeat_and_the_next_one_hears_what_came() -> None:
     settings = settings_for_tests(activity_timeout_s=0.2)
-    async with (
-        running_gateway(settings) as gateway,
-        FallbackClient(gateway.port, streams=False) as client,
-    ):
-        await client.connect()
+    async with connected(settings, streams=False) as (gateway, client):
         await client.subscribed("news")
 
         assert await client.line() == "h"
@@ -360,32 +344,24 @@ async def test_a_silent_poll_ends_with_a_heartbeat_and_the_next_one_hears_what_c
 
 @pytest.mark.pusher("1.10", "a session ends when nobody holds a stream or polls")
 @BOTH
-async def test_a_session_ends_when_nobody_comes_back(
+async def test_a_connection_ends_when_nobody_comes_back(
     streams: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fallback_connection, "REOPEN_GRACE_S", 0.2)
     settings = settings_for_tests(handshake_timeout_s=0.2)
-    async with (
-        running_gateway(settings) as gateway,
-        FallbackClient(gateway.port, streams=streams) as client,
-    ):
-        await client.connect()
+    async with connected(settings, streams=streams) as (gateway, client):
         await client.leave()
 
         await until(lambda: len(gateway.fallback) == 0)
 
         assert not gateway.node.hub.connections
-        # What the client would do next tells it that its session is lost.
+        # What the client would do next tells it that its connection is lost.
         assert await client.line() == "o{}"
 
 
 @pytest.mark.pusher("1.10", "a stream is opened anew after 256 KiB and nothing is lost")
 async def test_a_stream_that_has_carried_its_share_waits_for_the_next_one() -> None:
-    async with (
-        running_gateway() as gateway,
-        FallbackClient(gateway.port, streams=True) as client,
-    ):
-        await client.connect()
+    async with connected() as (gateway, client):
         await client.subscribed("news")
         count = 120
         for number in range(count):
@@ -454,7 +430,7 @@ async def test_a_stalled_reader_is_aborted_while_the_others_get_everything() -> 
         await reader.ping()
 
 
-async def test_a_stopping_node_asks_sessions_to_reconnect() -> None:
+async def test_a_stopping_node_asks_connections_to_come_again() -> None:
     async with (
         running_gateway() as gateway,
         FallbackClient(gateway.port, streams=True) as streaming,
@@ -474,19 +450,14 @@ async def test_a_stopping_node_asks_sessions_to_reconnect() -> None:
 async def test_an_authorized_only_app_closes_those_who_stay_anonymous() -> None:
     app = App(id="1", key="app-key", secret="s", authorized_only=True, authorization_timeout_s=0.1)
     settings = settings_for_tests(handshake_timeout_s=0.2)
-    async with (
-        running_gateway(settings, Apps([app])) as gateway,
-        FallbackClient(gateway.port, streams=True) as client,
-    ):
-        await client.connect()
-
+    async with connected(settings, Apps([app])) as (_, client):
         assert (await client.closed())[1][0] == 4009
 
 
 # Several processes
 
 
-async def test_messages_that_come_to_another_process_reach_the_session() -> None:
+async def test_messages_that_come_to_another_process_reach_the_connection() -> None:
     bus = MemoryBus()
 
     def presence(broker: Broker) -> Any:

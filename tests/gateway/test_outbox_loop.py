@@ -11,14 +11,12 @@ import pytest
 from gateway.outbox_loop import OutboxLoop
 from gateway.tasks import Tasks
 from statemachine.goal import CommandName
-from tests.persistence.world import World
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from pymongo import MongoClient
-
     from persistence.intents import Delivery
+    from tests.persistence.world import World
 
 PATIENCE_S = 30.0
 AT_ONCE = 16
@@ -76,15 +74,10 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(
-    mongodb_url: str, mongodb_client: MongoClient[dict[str, Any]], mongodb_database_name: str
-) -> AsyncIterator[Bench]:
-    world = World(mongodb_url, mongodb_client[mongodb_database_name])
-    await world.add_node()
+async def bench(world: World) -> AsyncIterator[Bench]:
     bench = Bench(world)
     yield bench
     await bench.tasks.stop()
-    await world.close()
 
 
 async def test_a_crowd_is_delivered_by_looks_that_follow_one_another_at_once(bench: Bench) -> None:

@@ -189,6 +189,22 @@ async def test_each_process_has_an_owner_of_its_own_under_its_nodes_name(world: 
     assert again.store.owner != world.node.store.owner
 
 
+async def assert_free(world: World) -> None:
+    """The document is as it was, and nothing keeps others from writing it.
+
+    A write from elsewhere would wait for an open transaction, and run into its own limit.
+    """
+    changed = await asyncio.to_thread(
+        world.raw.command,
+        "update",
+        "goal_records",
+        updates=[{"q": {"_id": "one"}, "u": {"$inc": {"count": 10}}}],
+        maxTimeMS=2000,
+    )
+    assert changed["n"] == 1
+    assert world.documents()["goal_records"] == [{"_id": "one", "count": 10}]
+
+
 async def test_a_transaction_that_runs_out_of_time_leaves_no_document_locked(
     world: World,
 ) -> None:
@@ -204,16 +220,7 @@ async def test_a_transaction_that_runs_out_of_time_leaves_no_document_locked(
         async with hasty.reading():
             await hasty.transact(body)
 
-    # A write from elsewhere would wait for the open transaction, and run into its own limit.
-    changed = await asyncio.to_thread(
-        world.raw.command,
-        "update",
-        "goal_records",
-        updates=[{"q": {"_id": "one"}, "u": {"$inc": {"count": 10}}}],
-        maxTimeMS=2000,
-    )
-    assert changed["n"] == 1
-    assert world.documents()["goal_records"] == [{"_id": "one", "count": 10}]
+    await assert_free(world)
 
 
 async def test_survivors_end_what_a_killed_process_left_open(world: World) -> None:
@@ -228,16 +235,7 @@ async def test_survivors_end_what_a_killed_process_left_open(world: World) -> No
         while not await AbandonedTransactions(survivor).free_left():
             pass
 
-        changed = await asyncio.to_thread(
-            world.raw.command,
-            "update",
-            "goal_records",
-            updates=[{"q": {"_id": "one"}, "u": {"$inc": {"count": 10}}}],
-            maxTimeMS=2000,
-        )
-
-    assert changed["n"] == 1
-    assert world.documents()["goal_records"] == [{"_id": "one", "count": 10}]
+        await assert_free(world)
 
 
 async def test_what_a_process_left_open_that_is_gone_is_ended_within_a_moment(
