@@ -14,7 +14,6 @@ from persistence.embedded_redis import RedisServer, redis_server_path
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
 __all__ = [
     "EmbeddedError",
@@ -58,12 +57,7 @@ class EmbeddedServers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -79,6 +79,15 @@ def name() -> Callable[[str], str]:
     return lambda base: f"{base}-{suffix}"
 
 
+@pytest_asyncio.fixture(loop_scope="module")
+async def room(member: Callable[..., Any], name: Callable[[str], str]) -> str:
+    """A presence channel with three sockets of two users."""
+    channel = name("presence-room")
+    for user in ("ada", "ada", "bob"):
+        await (await member()).subscribe(channel, user)
+    return channel
+
+
 def event(channel: str, data: str = "hello", **more: Any) -> dict[str, Any]:
     return {"name": "greeting", "channel": channel, "data": data, **more}
 
@@ -165,11 +174,9 @@ class TestBatch:
 class TestInfo:
     @pytest.mark.pusher("2.2", "info on a publication answers the channels' counts")
     async def test_a_publication_may_ask_for_counts(
-        self, own: Backend, member: Callable[..., Any], name: Callable[[str], str]
+        self, own: Backend, member: Callable[..., Any], name: Callable[[str], str], room: str
     ) -> None:
-        room, plain = name("presence-room"), name("plain")
-        for user in ("ada", "ada", "bob"):
-            await (await member()).subscribe(room, user)
+        plain = name("plain")
         await (await member()).subscribe(plain)
 
         answer = await own.post(
@@ -232,13 +239,7 @@ class TestChannels:
         assert (answer.status_code, answer.content) == (200, b'{"channels":{}}')
 
     @pytest.mark.pusher("2.2", "GET /channels has user_count for presence prefixes alone")
-    async def test_counts_are_listed_where_they_apply(
-        self, own: Backend, member: Callable[..., Any], name: Callable[[str], str]
-    ) -> None:
-        room = name("presence-room")
-        for user in ("ada", "ada", "bob"):
-            await (await member()).subscribe(room, user)
-
+    async def test_counts_are_listed_where_they_apply(self, own: Backend, room: str) -> None:
         counted = await own.get(
             "channels", filter_by_prefix=room, info="user_count,subscription_count"
         )
@@ -277,12 +278,8 @@ class TestChannels:
 class TestOneChannel:
     @pytest.mark.pusher("2.2", "GET /channels/NAME tells whether it is occupied, and its counts")
     async def test_a_channel_is_occupied_or_not(
-        self, own: Backend, member: Callable[..., Any], name: Callable[[str], str]
+        self, own: Backend, name: Callable[[str], str], room: str
     ) -> None:
-        room = name("presence-room")
-        for user in ("ada", "ada", "bob"):
-            await (await member()).subscribe(room, user)
-
         answers = [
             await own.get(f"channels/{room}"),
             await own.get(f"channels/{room}", info="user_count,subscription_count"),
@@ -388,12 +385,8 @@ class TestOneChannel:
 class TestUsers:
     @pytest.mark.pusher("2.2", "GET /channels/NAME/users lists a presence channel's user ids")
     async def test_the_users_of_a_presence_channel_are_listed_once_each(
-        self, own: Backend, member: Callable[..., Any], name: Callable[[str], str]
+        self, own: Backend, name: Callable[[str], str], room: str
     ) -> None:
-        room = name("presence-room")
-        for user in ("ada", "ada", "bob"):
-            await (await member()).subscribe(room, user)
-
         users = await own.get(f"channels/{room}/users")
         nobody = await own.get(f"channels/{name('presence-empty')}/users")
 

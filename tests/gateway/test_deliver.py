@@ -104,6 +104,11 @@ async def cache_a_pass(passes: PassCache, session_id: str) -> None:
     assert await passes.store(session_id, "ben", b"pass", generation)
 
 
+async def cached_pass(passes: PassCache, session_id: str) -> bytes | None:
+    view, _ = await passes.read(session_id, "ben")
+    return view
+
+
 async def test_a_commit_that_another_process_delivers_still_drops_the_passes_before_its_reply(
     world: World, passes: PassCache, deliverer: Deliverer
 ) -> None:
@@ -117,8 +122,7 @@ async def test_a_commit_that_another_process_delivers_still_drops_the_passes_bef
     assert answer.deliveries == ()
     await deliverer.after_commit(answer)
 
-    view, _ = await passes.read(str(session.id), "ben")
-    assert view is None
+    assert await cached_pass(passes, str(session.id)) is None
 
 
 async def test_a_session_that_ends_without_an_invitation_drops_its_passes(
@@ -131,8 +135,7 @@ async def test_a_session_that_ends_without_an_invitation_drops_its_passes(
     await deliverer.after_commit(Done({}, str(session.id), deliveries))
 
     assert deliveries == ()
-    view, _ = await passes.read(str(session.id), "ben")
-    assert view is None
+    assert await cached_pass(passes, str(session.id)) is None
 
 
 async def test_what_a_commit_left_to_do_is_delivered_behind_the_reply(

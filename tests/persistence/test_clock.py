@@ -16,6 +16,8 @@ from statemachine.goal import CommandName, Role
 from tests.persistence.world import code_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pymongo.database import Database
 
     from tests.persistence.world import World
@@ -82,26 +84,26 @@ def test_only_a_difference_beyond_the_measurements_doubt_is_followed(
     assert moved_s == pytest.approx(off_s if followed else 0.0, abs=1e-4)
 
 
-def followed_clock() -> tuple[Clock, datetime, float]:
-    """A clock that has followed once, the time that it was told, and its monotonic time then."""
+def followed_clock() -> tuple[Clock, Callable[[float, float], Jump | None]]:
+    """A clock that has followed once, and how it is told later that the time is off by so much."""
     clock = Clock()
     origin = datetime(2031, 5, 6, tzinfo=UTC)
     start_s = clock.monotonic_s()
-    assert clock.follow(origin, start_s, start_s) is None
-    return clock, origin, start_s
+
+    def follow(after_s: float, by_s: float) -> Jump | None:
+        at_s = start_s + after_s
+        return clock.follow(origin + timedelta(seconds=after_s + by_s), at_s, at_s)
+
+    assert follow(0, 0) is None
+    return clock, follow
 
 
 @pytest.mark.parametrize("jump_s", [-300.0, -1.1, 1.1, 300.0])
 def test_a_jump_is_told_once_and_followed_when_it_is_measured_again(jump_s: float) -> None:
-    clock, origin, start_s = followed_clock()
+    clock, follow = followed_clock()
     offset_s = clock._offset_s
 
-    told = [
-        clock.follow(
-            origin + timedelta(seconds=after_s + jump_s), start_s + after_s, start_s + after_s
-        )
-        for after_s in (10, 20, 30)
-    ]
+    told = [follow(after_s, jump_s) for after_s in (10, 20, 30)]
 
     assert told[0] is not None
     assert told[0].from_offset_s == offset_s
@@ -122,13 +124,11 @@ def test_a_jump_is_told_when_the_first_measurement_found_the_clock_right() -> No
 
 @pytest.mark.parametrize("jump_s", [-300.0, 300.0])
 def test_a_jump_that_the_next_measurement_denies_moves_nothing(jump_s: float) -> None:
-    clock, origin, start_s = followed_clock()
+    clock, follow = followed_clock()
     offset_s = clock._offset_s
 
     told = [
-        clock.follow(
-            origin + timedelta(seconds=after_s + by_s), start_s + after_s, start_s + after_s
-        )
+        follow(after_s, by_s)
         for after_s, by_s in ((10, jump_s), (20, 0.0), (30, jump_s), (40, -jump_s), (50, 0.0))
     ]
 
