@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from functools import partial
+from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import uvicorn
@@ -53,6 +55,10 @@ CLIENT_EVENT = masked_frame(
 )
 
 
+# Of a wire without a descriptor: it has no address, and no Python function that would be counted.
+_NO_SOCKET = SimpleNamespace(fileno=partial(int, -1), getsockname=str, getpeername=str)
+
+
 class Wire(asyncio.Transport):
     """A transport whose peer reads everything at once.
 
@@ -69,7 +75,7 @@ class Wire(asyncio.Transport):
         self.protocol: Any = None
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._sink if name == "socket" else default
+        return (self._sink or _NO_SOCKET) if name == "socket" else default
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self.protocol = protocol
