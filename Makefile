@@ -19,8 +19,9 @@ install: $(VENV)/.installed
 demo: $(VENV)/.installed-demo
 	$(BIN)/duet demo $(ARGS)
 
+# Processes by the hundred are started; each would compile the gateway anew if no bytecode was kept.
 test: install npm
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: lint test
 

@@ -77,7 +77,7 @@ async def gateway(settings: Settings, apps: Apps) -> AsyncIterator[RunningGatewa
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http(gateway: RunningGateway) -> AsyncIterator[httpx.AsyncClient]:
     """Nobody in particular."""
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=10, verify=False) as client:
         yield client
 
 

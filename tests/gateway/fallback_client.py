@@ -47,7 +47,7 @@ class FallbackClient:
         self._query = query
         self._headers = headers or {}
         self._http = httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}/pusher/app/{key}/", timeout=PATIENCE_S
+            verify=False, base_url=f"http://127.0.0.1:{port}/pusher/app/{key}/", timeout=PATIENCE_S
         )
         self._stack = contextlib.AsyncExitStack()
         self._lines: AsyncIterator[str] | None = None

@@ -193,7 +193,7 @@ def wait_until_ready(process: subprocess.Popen[bytes], port: str) -> None:
     while time.monotonic() < deadline:
         assert process.poll() is None, "it ended by itself"
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
+            if httpx.get(f"http://127.0.0.1:{port}/readyz", verify=False).status_code == 200:
                 return
         # Another process: there is no event here to wait for.
         time.sleep(0.05)
@@ -206,7 +206,7 @@ class TestServe:
         self, good: dict[str, str], number: signal.Signals
     ) -> None:
         with serving(good) as process:
-            answer = httpx.get(f"http://127.0.0.1:{good['DUET_PORT']}/goals/x")
+            answer = httpx.get(f"http://127.0.0.1:{good['DUET_PORT']}/goals/x", verify=False)
             process.send_signal(number)
 
             code = process.wait(timeout=PATIENCE_S)
@@ -218,7 +218,7 @@ class TestServe:
     def test_several_processes_share_the_port(self, good: dict[str, str]) -> None:
         with serving(good, "--workers", "2") as process:
             base = f"http://127.0.0.1:{good['DUET_PORT']}"
-            statuses = {httpx.get(f"{base}/healthz").status_code for _ in range(20)}
+            statuses = {httpx.get(f"{base}/healthz", verify=False).status_code for _ in range(20)}
             process.send_signal(signal.SIGTERM)
 
             code = process.wait(timeout=PATIENCE_S)
