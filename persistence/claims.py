@@ -10,18 +10,15 @@ from __future__ import annotations
 import asyncio
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import pymongo
 from pymongo.errors import PyMongoError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from bson import ObjectId
     from pymongo.asynchronous.collection import AsyncCollection
-
-T = TypeVar("T")
 
 # What a field matches that is set to an instant: a range, so that the first one of all is read
 # from the edge of the field's index and no document is touched.
@@ -47,7 +44,7 @@ def skipping_locked() -> Iterator[None]:
 
 async def claim(
     collection: AsyncCollection[dict[str, Any]],
-    ids: Sequence[ObjectId],
+    ids: Sequence[object],
     free: dict[str, Any],
     update: Any,
 ) -> None:
@@ -55,32 +52,26 @@ async def claim(
 
     In one write: of several processes that found the same documents each gets those that it came
     to first. When somebody's transaction holds one of them, each is claimed by itself, all at the
-    same time: however many are held, the others are claimed within two moments.
+    same time: however many are held, the others are claimed within two moments. Whoever asks reads
+    what he has then: while a majority is slow, answers come too late and the claims stand.
+
+    Raises:
+        PyMongoError: what the first that failed raised.
     """
     locked = True
     with skipping_locked():
         await collection.update_many({"_id": {"$in": ids}, **free}, update)
         locked = False
-    if locked:
-        await apart(collection.update_one({"_id": key, **free}, update) for key in ids)
+    if not locked:
+        return
 
-
-async def apart(calls: Iterable[Awaitable[T]]) -> list[T]:
-    """Makes database calls at the same time; what a transaction holds has no answer.
-
-    Raises:
-        PyMongoError: what the first of those that failed raised.
-    """
-    answers: list[T] = []
-
-    async def one(call: Awaitable[T]) -> None:
+    async def one(key: object) -> None:
         with skipping_locked():
-            answers.append(await call)
+            await collection.update_one({"_id": key, **free}, update)
 
     try:
         async with asyncio.TaskGroup() as group:
-            for call in calls:
-                group.create_task(one(call))
+            for key in ids:
+                group.create_task(one(key))
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from failed
-    return answers

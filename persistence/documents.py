@@ -247,6 +247,7 @@ class EscrowCall(Document):
         request_key: of a hold whose request has not been answered; no second one can be begun.
         since: when it was first to be said, or was taken up again; give-up counts from here.
         due_at: when it is said next; a claim moves it on by the lease.
+        due_owner: the process that claimed it last.
         attempts: how often the service was asked in vain.
         answer: what the service answered last, cut to a line.
     """
@@ -263,6 +264,7 @@ class EscrowCall(Document):
     status: str
     since: datetime
     due_at: datetime | None = None
+    due_owner: str | None = None
     attempts: int = 0
     answer: str | None = None
     request_key: str | None = None

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from pymongo import ReturnDocument
-
-from persistence.claims import ANY_INSTANT, apart
+from persistence.claims import ANY_INSTANT, claim
 from persistence.damage import readable
 from persistence.documents import EscrowCall
 from persistence.escrow_port import NO_INVITATION, CallStatus, EscrowAnswer, Verdict, backoff_s
@@ -77,23 +75,26 @@ class EscrowCalls:
 
     async def claim_due(self, limit: int) -> list[EscrowCall]:
         """Claims up to `limit` calls, those that fell due first."""
+        calls = self._store.escrow_calls
         async with self._store.reading():
             now = self._store.clock.now()
             due: Row = {"status": _PENDING, "due_at": {"$lte": now}}
-            found = await (
-                self._store.escrow_calls.find(due, {"_id": True})
-                .sort("due_at")
-                .limit(limit)
-                .to_list()
-            )
-            claim = {"$set": {"due_at": now + timedelta(seconds=self._lease_s)}}
-            claimed = await apart(
-                self._store.escrow_calls.find_one_and_update(
-                    {"_id": row["_id"], **due}, claim, return_document=ReturnDocument.AFTER
-                )
-                for row in found
-            )
-        return readable(EscrowCall, "escrow_calls", filter(None, claimed))
+            found = await calls.find(due, {"_id": True}).sort("due_at").limit(limit).to_list()
+            if not found:
+                return []
+            ids = [row["_id"] for row in found]
+            lease: Row = {
+                "due_at": now + timedelta(seconds=self._lease_s),
+                "due_owner": self._store.owner,
+            }
+            await claim(calls, ids, due, {"$set": lease})
+            # What was claimed is read, not taken from the answers: while a majority is slow they
+            # come too late, each time.
+            mine: Row = {"_id": {"$in": ids}, "status": _PENDING, **lease}
+            claimed = await calls.find(mine).to_list()
+        return readable(
+            EscrowCall, "escrow_calls", sorted(claimed, key=lambda row: ids.index(row["_id"]))
+        )
 
     async def say(self, call: EscrowCall) -> EscrowAnswer:
         """Says one claimed call and records what came of it.

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import structlog
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError
 
@@ -49,6 +49,8 @@ _FAILURES: dict[str, Any] = {"$ifNull": ["$outbox_failures", 0]}
 _RETRY_MS: dict[str, Any] = {
     "$min": [2000, {"$multiply": [250, {"$pow": [2, {"$min": [_FAILURES, 10]}]}]}]
 }
+
+_ENTRIES: Final = TypeAdapter(list[OutboxEntry])
 
 _SETTLE = next(rule for rule in RULES if rule.command is CommandName.SETTLE)
 
@@ -353,10 +355,9 @@ def _deliveries(rows: Sequence[Row]) -> list[Delivery]:
     return deliveries
 
 
-def _delivery(row: dict[str, Any]) -> Delivery:
-    return Delivery(
-        row["_id"], tuple(OutboxEntry.model_validate(entry) for entry in row.get("outbox", ()))
-    )
+def _delivery(row: Row) -> Delivery:
+    """Reads an outbox; raises `ValidationError` for one that is damaged."""
+    return Delivery(row["_id"], tuple(_ENTRIES.validate_python(row.get("outbox"))))
 
 
 def _escaped(name: str) -> str:

@@ -145,7 +145,10 @@ class Shared(Generic[Item, Result]):
         told = waiting.told.result()
         if isinstance(told, _Yours):
             self._waiting.extendleft(reversed(told.others))
-            self._release()
+            self._under_way -= 1
+            # Whatever is under way: their patience may be over, and nothing would tell it again.
+            self._next()
+            self._fill()
 
 
 def _still_there(waiting: Sequence[_Waiting[Item, Result]]) -> list[_Waiting[Item, Result]]:

@@ -9,30 +9,26 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pymongo import MongoClient
 
-from persistence.embedded_mongod import mongod_path, start_replica_set
 from persistence.errors import StoreUnavailable
 from persistence.intents import Done
-from persistence.store import application_name
 from statemachine.goal import CommandName
-from tests.conftest import require
-from tests.faults.judged_world import JudgedWorld
+from tests.faults.failpoints import DEADLINE_S, failing, once
 from tests.persistence.world import goal_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
+
+    from pymongo import MongoClient
 
     from persistence.documents import Session
-    from persistence.embedded_process import ServerGuard
     from persistence.intents import Answer
+    from tests.faults.judged_world import JudgedWorld
     from tests.persistence.world import World
 
-DEADLINE_S = 2.0
 # What a busy machine adds to it is not the product's.
 ANSWER_WITHIN_S = DEADLINE_S + 2.0
 # Longer than a command may take, so that it is given up first.
@@ -49,56 +45,6 @@ PRIMARY_STEPPED_DOWN = 189
 OUT_OF_DISK_SPACE = 14031
 WRITE_CONCERN_FAILED = 64
 ILLEGAL_OPERATION = 20
-
-
-@pytest.fixture(scope="module")
-def failing_mongodb(server_guard: ServerGuard) -> Iterator[MongoClient[dict[str, Any]]]:
-    """A MongoDB that can be told to fail."""
-    require(mongod_path(), "there is no mongod, neither on PATH nor in a wheel")
-    servers = start_replica_set(
-        server_guard, name="failing", extra_args=["--setParameter=enableTestCommands=1"]
-    )
-    with MongoClient[dict[str, Any]](servers.url, tz_aware=True) as client:
-        yield client
-
-
-@pytest.fixture
-async def world(failing_mongodb: MongoClient[dict[str, Any]]) -> AsyncIterator[JudgedWorld]:
-    address = failing_mongodb.address
-    assert address is not None
-    world = JudgedWorld(
-        f"mongodb://{address[0]}:{address[1]}/?replicaSet=rs0", failing_mongodb["failing"]
-    )
-    for name in world.raw.list_collection_names():
-        world.raw[name].delete_many({})
-    await world.add_node(deadline_s=DEADLINE_S)
-    yield world
-    assert await world.verdict() == []
-    await world.close()
-
-
-@contextmanager
-def failing(world: World, mode: object, **data: Any) -> Iterator[None]:
-    """Lets commands of the nodes fail, and of nobody else."""
-    failpoint = {
-        "configureFailPoint": "failCommand",
-        "mode": mode,
-        "data": {"appName": _application(world), **data},
-    }
-    admin = world.raw.client.admin
-    admin.command(failpoint)
-    try:
-        yield
-    finally:
-        admin.command({"configureFailPoint": "failCommand", "mode": "off"})
-
-
-def _application(world: World) -> str:
-    return application_name(world.raw.name, world.node.store.owner)
-
-
-def once(**data: Any) -> dict[str, Any]:
-    return {"mode": {"times": 1}, **data}
 
 
 async def assert_agreed_once(world: World, goal_id: str) -> None:

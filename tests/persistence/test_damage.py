@@ -62,18 +62,31 @@ async def test_a_goal_that_can_not_be_read_is_told_when_its_deadline_comes(world
     assert damage.count == before + 1
 
 
-async def test_outboxes_behind_a_damaged_one_are_taken_over(world: World) -> None:
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"$unset": {"outbox.0.pending": ""}},
+        {"$set": {"outbox": None}},
+        {"$set": {"outbox": 5}},
+        {"$unset": {"outbox": ""}},
+    ],
+)
+async def test_outboxes_behind_a_damaged_one_are_taken_over(
+    world: World, update: dict[str, Any]
+) -> None:
     other = await world.add_node()
     session = await world.session()
     broken, sound = [await world.invited(session, viewer) for viewer in ("ben", "cleo")]
     for goal_id in (broken, sound):
         await world.ask(CommandName.DISAGREE, goal_id)
-    break_goal(world, broken, {"$unset": {"outbox.0.pending": ""}})
+    break_goal(world, broken, update)
     world.clock.shift(5)
+    before = damage.count
 
     claimed = await other.outbox.claim_due(10)
 
     assert [str(delivery.goal_id) for delivery in claimed] == [sound]
+    assert damage.count == before + 1
 
 
 async def test_calls_behind_a_damaged_one_are_said_and_listed(world: World) -> None:
