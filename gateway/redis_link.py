@@ -11,7 +11,6 @@ Source: docs/decisions.md (measured), docs/architecture.md.
 from __future__ import annotations
 
 import asyncio
-import random
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import hiredis
 import structlog
 from redis.asyncio.connection import SSLConnection, parse_url
+
+from gateway.backoff import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -245,16 +246,14 @@ class Supervisor:
 
     async def run(self) -> None:
         """Connects, waits for the end, connects again; ends only by being cancelled."""
-        pause_s = _RETRY_LEAST_S
+        backoff = Backoff(_RETRY_LEAST_S, _RETRY_MOST_S)
         try:
             while True:
                 if await self._connect():
-                    pause_s = _RETRY_LEAST_S
+                    backoff.begin_again()
                     await self._until_lost()
                 self.first_try.set()
-                # Jitter, so that a cluster of gateways doesn't return in one beat.
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311
-                pause_s = min(pause_s * 2, _RETRY_MOST_S)
+                await backoff.pause()
         finally:
             if self.link is not None:
                 self.link.abort()

@@ -12,13 +12,13 @@ docs/pusher-compatibility.md 1.6 (cache channels).
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from gateway import frames
 from gateway.auth import user_channel
+from gateway.backoff import Backoff
 from gateway.broker import BrokerUnavailable
 from gateway.cache import is_on_its_way
 from gateway.channels import WATCHED, is_cache_channel
@@ -162,10 +162,9 @@ class Subscribing:
         if snapshot is not None:
             connection.answer(_snapshot_frame(channel.name, snapshot))
         self._go_live(connection, channel)
-        pause_s = _RETRY_LEAST_S
+        backoff = Backoff(_RETRY_LEAST_S, _RETRY_MOST_S)
         while snapshot is None:
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311  only a spread
-            pause_s = min(pause_s * 2, _RETRY_MOST_S)
+            await backoff.pause()
             if connection not in channel.live:
                 return
             snapshot = await self._read_snapshot(user_id)

@@ -13,13 +13,12 @@ Source: docs/pusher-compatibility.md 1.2, 1.8.
 
 from __future__ import annotations
 
-import asyncio
-import random
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from gateway import frames
+from gateway.backoff import Backoff
 from gateway.broker import BrokerUnavailable
 from gateway.channels import WATCHED
 from gateway.hub import Gate
@@ -98,14 +97,13 @@ class Users:
 
     async def _keep_watching(self, connection: NodeConnection, users: tuple[str, ...]) -> None:
         """Tries until it has worked; the connection's end or another watchlist ends it."""
-        pause_s = _RETRY_LEAST_S
+        backoff = Backoff(_RETRY_LEAST_S, _RETRY_MOST_S)
         while self._watching.get(connection) is users:
             try:
                 await self._begin(connection, users)
             except BrokerUnavailable:
                 log.warning("watchlist_delayed", socket_id=connection.pusher.socket_id)
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311
-                pause_s = min(pause_s * 2, _RETRY_MOST_S)
+                await backoff.pause()
             else:
                 return
 
@@ -134,15 +132,14 @@ class Users:
 
     async def tell_again(self) -> None:
         """Tells every watching connection who is online and who is not, after a broker's gap."""
-        pause_s = _RETRY_LEAST_S
+        backoff = Backoff(_RETRY_LEAST_S, _RETRY_MOST_S)
         waiting = list(self._watching.items())
         while waiting:
             connection, users = waiting[-1]
             try:
                 online = await self._online_of(connection.pusher.app.id, users)
             except BrokerUnavailable:
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311
-                pause_s = min(pause_s * 2, _RETRY_MOST_S)
+                await backoff.pause()
                 continue
             waiting.pop()
             if self._watching.get(connection) is users:
