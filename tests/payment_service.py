@@ -107,7 +107,7 @@ class PaymentService:
         self._chance: Random | None = None
         self._rate = 0.0
 
-    # --- what a test tells it ---------------------------------------------------------------
+    # What a test tells it
 
     def plan(self, call: str, *faults: Fault) -> None:
         """The next calls of this kind go wrong like this, one after the other."""
@@ -147,7 +147,7 @@ class PaymentService:
         """How often money was moved by this call."""
         return sum(1 for name, _ in self.done if name == call)
 
-    # --- what it does -----------------------------------------------------------------------
+    # What it does
 
     async def answer(self, request: Request) -> Response:
         call = request.path_params["call"]
@@ -250,7 +250,7 @@ class PaymentService:
             case _:
                 return JSONResponse({"key": key}, status)
 
-    # --- its life ---------------------------------------------------------------------------
+    # Its life
 
     def __enter__(self) -> Self:
         listener = socket.create_server(("127.0.0.1", 0))
@@ -278,7 +278,7 @@ class PaymentService:
         self._thread.join()
         self._listener.close()
 
-    # --- against Duet's books ---------------------------------------------------------------
+    # Against Duet's books
 
     def disagreements(self, database: Database[dict[str, Any]]) -> list[str]:
         """Where the service's books differ from the ledger, or either is out of balance."""

@@ -94,7 +94,7 @@ def decision_on(before: Goal, name: CommandName, role: Role, user_id: str | None
     return decision
 
 
-# --- the compare-and-set --------------------------------------------------------------------
+# The compare-and-set
 
 
 @pytest.mark.parametrize(("state", "name", "role", "user_id"), COMMANDS)
@@ -173,7 +173,7 @@ def test_nobody_delivers_while_earlier_entries_are_on_their_way() -> None:
     assert write.deliveries(1) == []
 
 
-# --- the Session's part ---------------------------------------------------------------------
+# The Session's part
 
 
 def session_write_of(
@@ -251,7 +251,7 @@ def test_values_in_a_pipeline_are_literals() -> None:
     ]
 
 
-# --- facts ----------------------------------------------------------------------------------
+# Facts
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def entry_row(goal_id: str, session: Session, movement: str, **rest: Any) -> Row
     }
 
 
-# --- invite ---------------------------------------------------------------------------------
+# Invite
 
 
 async def test_invite_writes_goal_pair_and_hold(world: World) -> None:
@@ -183,7 +183,7 @@ async def test_impossible_terms_write_nothing(
     assert world.documents() == before
 
 
-# --- agree ----------------------------------------------------------------------------------
+# Agree
 
 
 async def test_agree_deactivates_the_goal_and_makes_it_due_for_the_refund_check(
@@ -358,7 +358,7 @@ async def test_a_second_goal_of_the_session_is_busy_even_when_the_status_does_no
     assert world.movements(second) == ["hold"]
 
 
-# --- disagree, withdraw, expire -------------------------------------------------------------
+# Disagree, withdraw, expire
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ async def test_an_invitation_nobody_answers_expires_and_is_refunded(world: World
     assert code_of(await world.invite(session)) == "ok"
 
 
-# --- start, finish, refund ------------------------------------------------------------------
+# Start, finish, refund
 
 
 async def test_start_captures_the_escrow_and_creates_the_show(world: World) -> None:
@@ -628,7 +628,7 @@ async def test_the_same_viewer_may_have_one_show_after_the_other(world: World) -
     assert world.movements(first) == world.movements(second) == ["hold", "capture"]
 
 
-# --- people and ids -------------------------------------------------------------------------
+# People and ids
 
 
 @pytest.mark.parametrize("goal_id", ["0" * 24, "zz", "", "$ne", "a.b", "f" * 12, "f" * 25])
@@ -692,7 +692,7 @@ async def test_an_expired_goal_cant_be_agreed_even_if_its_timer_is_late(world: W
     assert world.goal_row(goal_id)["state"] == "invited"
 
 
-# --- reading --------------------------------------------------------------------------------
+# Reading
 
 
 async def test_a_users_open_goals_are_those_that_have_not_ended_on_either_side(

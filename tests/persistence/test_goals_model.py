@@ -89,7 +89,7 @@ class TwoNodes(RuleBasedStateMachine):
         if isinstance(answer, Done) and not crashes:
             self.run(self.world.nodes[0].deliver(answer))
 
-    # --- commands ---------------------------------------------------------------------------
+    # Commands
 
     @rule(
         viewer=st.sampled_from(VIEWERS),
@@ -198,7 +198,7 @@ class TwoNodes(RuleBasedStateMachine):
                 goal.over("stream_ended", "release")
         self.session = self.run(self.world.session())
 
-    # --- time and faults --------------------------------------------------------------------
+    # Time and faults
 
     @rule(seconds=st.sampled_from([0.5, 5.0, 30.0, 60.0, 65.0]))
     def time_passes(self, seconds: float) -> None:
@@ -226,7 +226,7 @@ class TwoNodes(RuleBasedStateMachine):
         self.world.clock.shift(5.0)
         self.run(self.world.nodes[node].deliver_due())
 
-    # --- what must hold after each step -----------------------------------------------------
+    # What must hold after each step
 
     @invariant()
     def mongodb_agrees_with_the_model(self) -> None:

@@ -199,7 +199,7 @@ async def test_an_invitation_that_races_the_end_of_the_stream_is_refused_or_refu
             assert world.movements(goal_id_of(answer)) == ["hold", "release"]
 
 
-# --- forced interleavings -------------------------------------------------------------------
+# Forced interleavings
 
 
 async def test_who_was_overtaken_between_decision_and_commit_decides_again(

@@ -53,7 +53,7 @@ async def delivered(world: World, answer: Answer) -> list[bool]:
     return [await world.node.outbox.deliver(delivery) for delivery in answer.deliveries]
 
 
-# --- the way it goes when nothing goes wrong ------------------------------------------------
+# The way it goes when nothing goes wrong
 
 
 async def test_an_agreement_is_delivered_in_order_and_to_the_right_channels(
@@ -166,7 +166,7 @@ async def test_what_the_caller_has_run_is_run_for_entries_that_came_later(world:
     assert events[-1] == "escrow.captured"
 
 
-# --- settling -------------------------------------------------------------------------------
+# Settling
 
 
 async def test_a_declined_goal_ends_when_its_release_is_acknowledged(world: World) -> None:
@@ -205,7 +205,7 @@ async def test_a_goal_is_not_settled_while_its_release_is_not_acknowledged(world
     assert world.goal_row(goal_id)["state"] == "declined"
 
 
-# --- failures -------------------------------------------------------------------------------
+# Failures
 
 
 async def test_a_failure_keeps_what_has_not_run_and_the_retry_runs_only_that(
@@ -320,7 +320,7 @@ async def test_a_receiver_that_this_process_does_not_know_waits_for_one_that_doe
     assert world.goal_row(goal_id)["outbox"] == []
 
 
-# --- entries that come meanwhile ------------------------------------------------------------
+# Entries that come meanwhile
 
 
 async def test_entries_added_while_a_run_is_on_its_way_are_delivered_by_the_same_run(
@@ -393,7 +393,7 @@ async def test_after_a_failure_later_entries_wait_behind_the_failed_one(world: W
     ]
 
 
-# --- leases ---------------------------------------------------------------------------------
+# Leases
 
 
 async def test_another_process_takes_over_when_the_lease_has_run_out_and_not_before(
@@ -505,7 +505,7 @@ async def test_a_restarted_node_frees_the_deadlines_that_its_predecessor_had_cla
     assert world.goal_row(goal_id)["reason"] == "expired"
 
 
-# --- analytics ------------------------------------------------------------------------------
+# Analytics
 
 
 async def test_a_record_is_written_once_however_often_it_is_delivered(world: World) -> None:
@@ -565,7 +565,7 @@ async def test_outboxes_that_are_emptied_together_are_emptied_each_by_its_owner_
     assert world.node.recorder.events.count("stream.authorized") == 1
 
 
-# --- who owns an outbox ---------------------------------------------------------------------
+# Who owns an outbox
 
 
 async def test_a_later_commit_leaves_the_outbox_to_whoever_delivers_it(world: World) -> None:

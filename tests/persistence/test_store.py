@@ -112,7 +112,7 @@ async def test_a_slow_query_is_ended_at_the_deadline(world: World) -> None:
     await world.node.store.ping()
 
 
-# --- transactions ---------------------------------------------------------------------------
+# Transactions
 
 
 async def test_a_transaction_is_written_as_a_whole_or_not_at_all(world: World) -> None:
@@ -274,7 +274,7 @@ async def test_what_a_process_left_open_that_is_gone_is_ended_within_a_moment(
     assert world.documents()["goal_records"] == [{"_id": "alive", "by": "alive"}, {"_id": "gone"}]
 
 
-# --- a flood --------------------------------------------------------------------------------
+# A flood
 
 
 async def test_a_flood_is_refused_in_time_and_harms_nobody_else(world: World) -> None:

@@ -184,7 +184,7 @@ class World:
         """The first node."""
         return self.nodes[0]
 
-    # --- commands ---------------------------------------------------------------------------
+    # Commands
 
     async def session(self, streamer_id: str = STREAMER, rtc_sources: Any = ()) -> Session:
         session, _ = await self.node.sessions.create(streamer_id, list(rtc_sources))
@@ -253,7 +253,7 @@ class World:
     async def withdraw(self, goal_id: str, by: str = VIEWER, **more: Any) -> Answer:
         return await self.ask(CommandName.WITHDRAW, goal_id, by=by, role=Role.VIEWER, **more)
 
-    # --- documents as MongoDB has them ------------------------------------------------------
+    # Documents as MongoDB has them
 
     def goal_row(self, goal_id: str) -> Row:
         row = self.raw["goals"].find_one({"_id": ObjectId(goal_id)})
