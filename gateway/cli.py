@@ -79,12 +79,6 @@ def fail(*lines: str) -> NoReturn:
     raise SystemExit(1)
 
 
-def warn_of_unknown_variables() -> None:
-    """A line on standard error for each `DUET_…` variable that nothing reads."""
-    for warning in unknown_variables(os.environ):
-        typer.echo(f"duet: warning: {warning}", err=True)
-
-
 @app.command()
 def serve(
     workers: Annotated[
@@ -95,9 +89,12 @@ def serve(
     if workers is not None:
         # In the environment, because each worker process reads its settings there.
         os.environ["DUET_WORKERS"] = str(workers)
-    settings = load_settings()
-    warn_of_unknown_variables()
-    why_not = asyncio.run(refusals(settings))
+    unknown = unknown_variables(os.environ)
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        fail(*error.lines, *unknown)
+    why_not = [*unknown, *asyncio.run(refusals(settings))]
     if why_not:
         fail(*why_not)
     configure_logging(settings)
@@ -121,7 +118,8 @@ def demo(
     ] = False,
 ) -> None:
     """Starts everything on this machine, plays one invitation and serves the demo page."""
-    warn_of_unknown_variables()
+    for unknown in unknown_variables(os.environ):
+        typer.echo(f"duet: warning: {unknown}", err=True)
     # As above, and the embedded servers.
     from gateway.demo import run
 
@@ -171,7 +169,7 @@ def doctor() -> None:
     """Looks at settings, MongoDB, Redis and file limits; exit code 1 when something is wrong."""
     settings = load_settings()
     findings = [
-        *(Finding("environment", warning) for warning in unknown_variables(os.environ)),
+        *(Finding("environment", why, fatal=True) for why in unknown_variables(os.environ)),
         *check_settings(settings),
         *asyncio.run(check_servers(settings)),
         check_files(settings),

@@ -32,7 +32,7 @@ def receivers_with(extension: str | None) -> Registry:
     """
     registry = standard_receivers()
     if extension is not None:
-        register = _function(extension)
+        register = registering_function(extension)
         try:
             register(registry)
         except Exception as error:
@@ -40,7 +40,12 @@ def receivers_with(extension: str | None) -> Registry:
     return registry
 
 
-def _function(extension: str) -> Callable[[Registry], object]:
+def registering_function(extension: str) -> Callable[[Registry], object]:
+    """The function that `module:function` names, not called yet.
+
+    Raises:
+        ExtensionError: there is no such function.
+    """
     module_name, colon, name = extension.partition(":")
     if not (module_name and colon and name):
         raise ExtensionError(f"{extension!r} is not of the form module:function")

@@ -9,10 +9,12 @@ import hmac
 import math
 import re
 import ssl
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from gateway.apps import DEMO_APP, Apps, AppsError, read_apps
+from gateway.extensions import ExtensionError, registering_function
 from gateway.open_files import KEPT_FREE, files_allowed, files_for_sockets
 from gateway.redis_report import examine_redis
 from gateway.settings import DEMO_JWT_SECRET, JWT_SECRET_MIN_BYTES, SettingsError
@@ -21,6 +23,7 @@ from persistence.diagnosis import examine_mongodb
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
+    from persistence.diagnosis import MongodbReport
 
 _TIMEOUT_S: Final = 5.0
 _MIN_MONGODB: Final = (6,)
@@ -94,6 +97,7 @@ def check_settings(settings: Settings) -> list[Finding]:
         *_tls(settings),
         *_apps(settings),
         *_escrow(settings),
+        *_receivers(settings),
     ]
     if settings.node_lease_s <= settings.redis_timeout_s:
         findings.append(_bad("DUET_NODE_LEASE_S", "must be longer than DUET_REDIS_TIMEOUT_S"))
@@ -196,6 +200,16 @@ def _escrow(settings: Settings) -> list[Finding]:
     return [_good("DUET_ESCROW_URL", url)]
 
 
+def _receivers(settings: Settings) -> list[Finding]:
+    if settings.receivers is None:
+        return []
+    try:
+        registering_function(settings.receivers)
+    except ExtensionError as error:
+        return [_bad("DUET_RECEIVERS", str(error))]
+    return [_good("DUET_RECEIVERS", settings.receivers)]
+
+
 def _tls(settings: Settings) -> list[Finding]:
     cert, key = settings.tls_cert, settings.tls_key
     if cert is None and key is None:
@@ -224,7 +238,18 @@ async def _mongodb(settings: Settings) -> Finding:
     name = "DUET_MONGODB_URL"
     if settings.mongodb_url is None:
         return _bad(name, "must be the address of a MongoDB replica set")
-    report = await examine_mongodb(settings.mongodb_url, _TIMEOUT_S)
+    with warnings.catch_warnings(record=True) as ignored:
+        warnings.simplefilter("always")
+        report = await examine_mongodb(settings.mongodb_url, _TIMEOUT_S)
+    # The driver goes on without an option that it does not know, or whose value it can't read;
+    # `tls` may be one.
+    passed_over = [str(one.message) for one in ignored if issubclass(one.category, UserWarning)]
+    if passed_over:
+        return _bad(name, passed_over[0].partition(". ")[0])
+    return _judged(name, report)
+
+
+def _judged(name: str, report: MongodbReport) -> Finding:
     if report.fault is not None:
         return _bad(name, f"MongoDB can't be reached: {report.fault}")
     if not report.transactions:

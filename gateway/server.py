@@ -162,6 +162,7 @@ def bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
             errno.EADDRINUSE: "is taken by another program; set DUET_PORT to a free one",
             errno.EACCES: "needs privileges; set DUET_PORT to 1024 or higher",
             errno.EADDRNOTAVAIL: "can't be used; DUET_HOST is no address of this machine",
+            socket.EAI_NONAME: "can't be used; DUET_HOST is no address and no known name",
         }.get(error.errno or 0, f"can't be used: {error.strerror or error}")
         raise StartError(f"port {port} on {host} {why}") from None
     one.setblocking(False)

@@ -7,6 +7,7 @@ and a test compares the two.
 
 import difflib
 import os
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,22 @@ DEMO_JWT_SECRET = "duet-development-secret-not-for-production"  # noqa: S105
 JWT_SECRET_MIN_BYTES = 32
 
 # Read by the tests alone: no settings of the gateway, but no typing errors either.
-_NOT_SETTINGS = frozenset({"DUET_REQUIRE_REAL_PARTS", "DUET_TEST_MONGODB_URL"})
+_NOT_SETTINGS = frozenset(
+    {
+        "DUET_REQUIRE_REAL_PARTS",
+        "DUET_TEST_MONGODB_URL",
+        "DUET_FAULT_CRASH_AT",
+        "DUET_FAULT_ARMED_BY",
+        "DUET_FAULT_FREEZES",
+    }
+)
+
+# What Kubernetes tells a pod of a service whose name begins with `duet`.
+_SERVICE_LINK = re.compile(
+    r"DUET_(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+    r"=.*|DUET_.+_PORT=(tcp|udp|sctp)://.*",
+    re.DOTALL,
+)
 
 Text = Annotated[str, Field(max_length=2048)]
 
@@ -305,7 +321,7 @@ class Settings(BaseSettings):
     poll_interval_s: Annotated[
         float,
         Field(
-            gt=0,
+            ge=0.01,
             le=60,
             description="Between two looks for what other processes have left; for deadlines it is "
             "a second at most.",
@@ -370,16 +386,19 @@ def variable_name(field: str) -> str:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """One warning for each `DUET_…` variable that nothing reads: most are typing errors."""
+    """One line for each `DUET_…` variable that nothing reads: most are typing errors."""
     known = {variable_name(field) for field in Settings.model_fields}
-    warnings = []
-    for name in sorted(environment):
-        if not name.upper().startswith(PREFIX) or name.upper() in known | _NOT_SETTINGS:
+    lines = []
+    for name, text in sorted(environment.items()):
+        upper = name.upper()
+        if not upper.startswith(PREFIX) or upper in known | _NOT_SETTINGS:
             continue
-        close = difflib.get_close_matches(name.upper(), known, n=1)
+        if _SERVICE_LINK.fullmatch(f"{name}={text}"):
+            continue
+        close = difflib.get_close_matches(upper, known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        warnings.append(f"{name} is set, but no setting has that name{hint}")
-    return warnings
+        lines.append(f"{name} is set, but no setting has that name{hint}")
+    return lines
 
 
 def _plain(message: str) -> str:

@@ -39,7 +39,10 @@ _HEAD: Final = """\
 
 Duet is set by environment variables with the prefix `DUET_`, read once when a process starts.
 An empty variable counts as unset. A value out of range, or a `DUET_…` variable that nothing
-reads, is named in one line when Duet starts. `duet doctor` looks at all of them.
+reads, stops the start; each is named in one line. `duet doctor` looks at all of them.
+What Kubernetes tells pods of services whose names begin with `duet` (`DUET_SERVICE_HOST` and the
+like) is passed over; but a service named `duet` also makes a `DUET_PORT` that is no port, unless
+the pod has its own or says `enableServiceLinks: false`.
 
 `duet serve` needs `DUET_MONGODB_URL`, `DUET_REDIS_URL`, `DUET_APPS_FILE` ([apps.md](apps.md)) and
 exactly one of `DUET_JWT_SECRET`, `DUET_JWT_PUBLIC_KEY` and `DUET_JWT_JWKS_URL`. It refuses the

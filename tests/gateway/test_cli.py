@@ -167,13 +167,30 @@ class TestServeRefuses:
 
         assert_refused(run, f"port {port} on 127.0.0.1 is taken")
 
-    def test_and_warns_of_a_misspelt_variable(self) -> None:
-        run = duet("serve", env=environment(DUET_MONGO_URL="x"))
+    def test_a_misspelt_variable_beside_whatever_else_is_wrong(self, good: dict[str, str]) -> None:
+        run = duet("serve", env=good | {"DUET_MONGO_URL": "x"})
+        and_more = duet("serve", env=good | {"DUET_MONGO_URL": "x", "DUET_PORT": "-1"})
 
-        assert run.stderr.splitlines()[0] == (
-            "duet: warning: DUET_MONGO_URL is set, but no setting has that name; "
-            "did you mean DUET_MONGODB_URL?"
+        unknown = (
+            "DUET_MONGO_URL is set, but no setting has that name; did you mean DUET_MONGODB_URL?"
         )
+        assert_refused(run, unknown)
+        assert_refused(and_more, "DUET_PORT: ", unknown)
+
+    @pytest.mark.parametrize(
+        ("name", "wrong", "beginning"),
+        [
+            ("RECEIVERS", "no.such:function", "DUET_RECEIVERS: no.such:function can't be imported"),
+            ("HOST", "[::1]", "port 0 on [::1] can't be used; DUET_HOST is no address"),
+            ("APPS_FILE", "/", "DUET_APPS_FILE: /: Is a directory"),
+        ],
+    )
+    def test_what_can_not_be_used_in_one_line(
+        self, good: dict[str, str], name: str, wrong: str, beginning: str
+    ) -> None:
+        run = duet("serve", env=good | {"DUET_PORT": "0", f"DUET_{name}": wrong})
+
+        assert_refused(run, beginning)
 
 
 @contextlib.contextmanager
@@ -246,7 +263,7 @@ class TestDoctor:
 
         assert run.returncode == 1
         assert "BAD   DUET_MONGODB_URL: must be the address" in run.stdout
-        assert "note  environment: DUET_MONGO_URL is set" in run.stdout
+        assert "BAD   environment: DUET_MONGO_URL is set" in run.stdout
         assert "Traceback" not in run.stdout + run.stderr
 
 

@@ -169,6 +169,27 @@ async def test_what_is_no_address_of_a_mongodb_is_a_finding_not_a_fault(url: str
     assert "\n" not in report.fault
 
 
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [("tsl=true", "Unknown option: tsl"), ("tls=maybe", "The value of tls must be")],
+)
+async def test_an_option_that_the_driver_would_pass_over_is_refused(
+    mongodb_url: str, option: str, why: str
+) -> None:
+    url = f"{mongodb_url}{'&' if '?' in mongodb_url else '/?'}{option}"
+
+    finding, _ = await check_servers(Settings(mongodb_url=url))
+
+    assert finding.fatal
+    assert finding.text.startswith(why)
+
+
+def test_receivers_are_looked_for_and_not_called_yet(good: dict[str, Any]) -> None:
+    assert faults(Settings(**good, receivers="builtins:exit")) == []
+    [fault] = faults(Settings(**good, receivers="builtins:nothing"))
+    assert fault.startswith("DUET_RECEIVERS: builtins:nothing can't be imported: ")
+
+
 async def test_servers_that_are_not_named_are_asked_for(good: dict[str, Any]) -> None:
     lines = await refusals(Settings(**good))
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from typing import Any, Literal, get_args, get_origin
+
 import pytest
 from pydantic import ValidationError
 
@@ -66,6 +69,54 @@ def test_a_value_out_of_range_is_named_in_one_line(
     assert "\n" not in line
 
 
+def wrong_values(name: str) -> list[str]:
+    """Values that the setting can't have: of another type, or outside its range."""
+    field = Settings.model_fields[name]
+    wrong: list[str] = []
+    types = [field.annotation, *get_args(field.annotation)]
+    if int in types or float in types:
+        wrong += ["abc", "nan", "inf", "1e400", "-1", "1 2", "0x10", "tcp://10.0.0.1:6001"]
+    if bool in types or get_origin(field.annotation) is Literal:
+        wrong += ["perhaps", "-1"]
+    for constraint in [*field.metadata, *(one for each in types for one in metadata_of(each))]:
+        for bound, beyond in (("gt", 0), ("ge", -0.001), ("le", 1)):
+            if (limit := getattr(constraint, bound, None)) is not None:
+                step = math.floor(beyond) if int in types else beyond
+                wrong.append(str(limit + step))
+        if (most := getattr(constraint, "max_length", None)) is not None:
+            wrong.append("x" * (most + 1))
+        if getattr(constraint, "pattern", None) is not None:
+            wrong += [" ", "a b", "a\n", "\N{GRINNING FACE}", "$(reboot)"]
+    return wrong
+
+
+def metadata_of(annotation: Any) -> list[Any]:
+    """The constraints of an annotation such as `Text | None`."""
+    return [one for each in getattr(annotation, "__metadata__", ()) for one in each.metadata]
+
+
+# What is in files, that these files are there, is for `gateway.preflight` to say.
+FILES = ("tls_cert", "tls_key", "apps_file")
+
+
+@pytest.mark.parametrize("name", [name for name in Settings.model_fields if name not in FILES])
+def test_no_setting_takes_a_wrong_value_and_each_is_named_in_one_line(
+    environment: pytest.MonkeyPatch, name: str
+) -> None:
+    variable = f"DUET_{name.upper()}"
+    assert wrong_values(name)
+
+    for wrong in wrong_values(name):
+        environment.setenv(variable, wrong)
+        with pytest.raises(SettingsError) as caught:
+            load_settings()
+
+        (line,) = caught.value.lines
+        assert line.startswith(f"{variable}: ")
+        assert "\n" not in line
+        assert len(line) < 200
+
+
 def test_every_wrong_variable_has_a_line(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("DUET_PORT", "-1")
     environment.setenv("DUET_WORKERS", "0")
@@ -103,12 +154,28 @@ def test_a_public_key_may_have_its_line_breaks_written_out() -> None:
     assert settings.jwt_public_key == "-----BEGIN-----\nabc\n-----END-----\n"
 
 
-def test_a_misspelt_variable_is_warned_of_with_the_likely_name() -> None:
-    warnings = unknown_variables({"DUET_MONGO_URL": "x", "DUET_PORT": "1", "PATH": "/bin"})
+def test_a_misspelt_variable_is_named_with_the_likely_name() -> None:
+    lines = unknown_variables({"DUET_MONGO_URL": "x", "DUET_PORT": "1", "PATH": "/bin"})
 
-    assert warnings == [
+    assert lines == [
         "DUET_MONGO_URL is set, but no setting has that name; did you mean DUET_MONGODB_URL?"
     ]
+
+
+def test_what_kubernetes_tells_of_services_is_no_misspelling() -> None:
+    told = {
+        "DUET_SERVICE_HOST": "10.0.0.1",
+        "DUET_SERVICE_PORT": "6001",
+        "DUET_SERVICE_PORT_HTTP": "6001",
+        "DUET_PORT_6001_TCP": "tcp://10.0.0.1:6001",
+        "DUET_PORT_6001_TCP_ADDR": "10.0.0.1",
+        "DUET_REDIS_SERVICE_HOST": "10.0.0.2",
+        "DUET_REDIS_PORT": "tcp://10.0.0.2:6379",
+        "DUET_REDIS_PORT_6379_TCP_PROTO": "tcp",
+    }
+
+    assert unknown_variables(told) == []
+    assert len(unknown_variables({"DUET_REDIS_PORT": "6379"})) == 1
 
 
 def test_what_only_the_tests_read_is_no_misspelling() -> None:
