@@ -252,22 +252,24 @@ class Deliverer:
             if self._store.clock.monotonic_s() < over_at_s:
                 await self._deliver(delivery, ran)
 
-    async def _deliver(self, delivery: Delivery, ran: frozenset[str] = frozenset()) -> None:
+    async def _deliver(self, delivery: Delivery, ran: frozenset[str] = frozenset()) -> bool:
+        """Delivers an outbox; tells whether all of it is."""
         try:
             finished = await self.outbox.deliver(delivery, ran)
         except StoreError as error:
             # What ran is not written down; the lease runs out and it runs once more.
             _log.warning("outbox_not_recorded", goal=str(delivery.goal_id), why=str(error))
-            return
+            return False
         except Exception:  # noqa: BLE001 - once per task, logged with the goal
             # One goal that can't be delivered must not keep the others waiting.
             _log.exception("delivery_failed", goal=str(delivery.goal_id))
-            return
+            return False
         if not finished:
             # It is tried again before the next look would have come.
             self._outbox_loop.soon()
             self._telemetry.outbox_retries.labels("any").inc()
             _log.warning("delivery_postponed", goal=str(delivery.goal_id))
+        return finished
 
     async def _fire(self, due: DueGoal) -> None:
         late_s = (self._store.clock.now() - due.due_at).total_seconds()

@@ -35,8 +35,9 @@ class OutboxLoop:
         clock: Clock,
         interval_s: float,
         spawn: Callable[[Coroutine[Any, Any, None], str], object],
-        deliver: Callable[[Delivery], Awaitable[None]],
+        deliver: Callable[[Delivery], Awaitable[bool]],
     ) -> None:
+        """Takes what the loop needs; `deliver` tells whether all of an outbox is delivered."""
         self._outbox = outbox
         self._spawn = spawn
         self._deliver = deliver
@@ -44,6 +45,8 @@ class OutboxLoop:
         self._at_work = 0
         # Whether the last look took all that there was room for, so that there may be more.
         self._more = False
+        # Whether anything that the last looks took was delivered.
+        self._gets_on = False
 
     def soon(self) -> None:
         """Has the loop look for a delivery of this process that was postponed."""
@@ -65,6 +68,7 @@ class OutboxLoop:
                 self.soon()
                 continue
             self._more = len(taken) == room
+            self._gets_on = False
             self._at_work += len(taken)
             for delivery in taken:
                 self._spawn(self._finish(delivery), "taken over")
@@ -73,8 +77,10 @@ class OutboxLoop:
 
     async def _finish(self, delivery: Delivery) -> None:
         try:
-            await self._deliver(delivery)
+            self._gets_on |= await self._deliver(delivery)
         finally:
             self._at_work -= 1
-            if self._more and self._at_work <= _AT_ONCE // 2:
+            # Where all fail, as without Redis, the next look comes in its own time: a backlog that
+            # is tried again as fast as it fails would take all of the CPU.
+            if self._more and self._gets_on and self._at_work <= _AT_ONCE // 2:
                 self._looks.within(0)

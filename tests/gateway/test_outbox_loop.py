@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.lookout import PAUSE_S
 from gateway.outbox_loop import OutboxLoop
 from gateway.tasks import Tasks
 from statemachine.goal import CommandName
@@ -29,6 +31,7 @@ class Bench:
     world: World
     tasks: Tasks = field(default_factory=Tasks)
     begun: list[str] = field(default_factory=list)
+    begun_at_s: list[float] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
     held: set[str] = field(default_factory=set)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -44,16 +47,18 @@ class Bench:
         self.tasks.spawn(loop.run(), "outboxes")
         return loop
 
-    async def _deliver(self, delivery: Delivery) -> None:
+    async def _deliver(self, delivery: Delivery) -> bool:
         goal_id = str(delivery.goal_id)
         async with self.changed:
             self.begun.append(goal_id)
+            self.begun_at_s.append(time.monotonic())
             self.changed.notify_all()
             await self.changed.wait_for(lambda: goal_id not in self.held)
-        await self.world.node.outbox.deliver(delivery)
+        delivered = await self.world.node.outbox.deliver(delivery)
         async with self.changed:
             self.finished.append(goal_id)
             self.changed.notify_all()
+        return delivered
 
     async def let_go(self) -> None:
         async with self.changed:
@@ -127,3 +132,18 @@ async def test_a_delivery_that_was_postponed_is_not_kept_waiting_for_the_interva
 
     loop.soon()
     await bench.until(lambda: bench.finished == [goal_id])
+
+
+async def test_a_backlog_that_can_not_be_delivered_is_not_tried_as_fast_as_it_fails(
+    bench: Bench,
+) -> None:
+    """As while Redis is away: each look costs what the commands need."""
+    await bench.left_behind(2 * AT_ONCE)
+    bench.world.clock.shift(5)
+    bench.world.node.recorder.fails = lambda *_: True
+
+    bench.start(interval_s=3600)
+    await bench.until(lambda: len(bench.finished) == 2 * AT_ONCE)
+
+    first, second = bench.begun_at_s[0], bench.begun_at_s[AT_ONCE]
+    assert second - first > 0.8 * PAUSE_S
