@@ -58,7 +58,8 @@ class UserData(msgspec.Struct, gc=False):
 
     id: str | int
     user_info: msgspec.Raw = msgspec.Raw(b"")
-    watchlist: list[str | int] = []
+    # Backends that serialize whole objects write null for a list that nobody gave.
+    watchlist: list[str | int] | None = None
 
 
 class MalformedError(Exception):

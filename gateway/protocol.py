@@ -326,6 +326,7 @@ class PusherProtocol:
             return _error(f"The id in user_data has 1 to {USER_ID_MAX} characters")
         if len(user.user_info) > self._limits.user_info_max_bytes:
             return _error(f"user_info is longer than {self._limits.user_info_max_bytes} bytes")
+        watchlist = user.watchlist or []
         known = self.identity
         if known is not None and known.user_id != user_id:
             return _error("The connection is already signed in as another user")
@@ -335,12 +336,12 @@ class PusherProtocol:
             known,
             user_info=bytes(user.user_info) or None,
             user_data=data.user_data,
-            watchlist=tuple(str(watched) for watched in user.watchlist[:WATCHLIST_MAX]),
+            watchlist=tuple(str(watched) for watched in watchlist[:WATCHLIST_MAX]),
         )
         answer = frames.json_string(frames.json_bytes({"user_data": data.user_data}))
         success = Send(frames.frame(frames.encode_event("pusher:signin_success", None, answer)))
         signed_in = SignedIn(user_id, self.identity.watchlist)
-        if len(user.watchlist) <= WATCHLIST_MAX:
+        if len(watchlist) <= WATCHLIST_MAX:
             return (success, signed_in)
         notice = f"Only the first {WATCHLIST_MAX} users of the watchlist are watched"
         return (success, *_error(notice, Notice.WATCHLIST_LIMIT), signed_in)

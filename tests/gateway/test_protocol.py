@@ -220,6 +220,12 @@ def test_signing_in_says_who_is_watched_with_numeric_ids_as_text() -> None:
     assert effects[-1] == SignedIn("7", ("a", "8"))
 
 
+def test_a_watchlist_that_is_null_watches_nobody() -> None:
+    effects = sign_in(protocol(), {"id": "v", "watchlist": None})
+
+    assert effects[-1] == SignedIn("v", ())
+
+
 def test_a_signature_over_ones_own_channel_signs_in_and_watches_as_before() -> None:
     machine = protocol()
     name = "private-user@v"
