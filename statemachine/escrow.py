@@ -9,12 +9,8 @@ and release share the key `close`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from statemachine.goal import Movement
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 ESCROW_ACCOUNT = "escrow"
 
@@ -29,20 +25,6 @@ class Posting:
     debit: str
     credit: str
     amount_minor: int
-
-
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """Sums over the postings of one goal, in minor units."""
-
-    held_minor: int
-    captured_minor: int
-    released_minor: int
-
-    @property
-    def open_minor(self) -> int:
-        """What still lies in escrow."""
-        return self.held_minor - self.captured_minor - self.released_minor
 
 
 def viewer_account(viewer_id: str) -> str:
@@ -81,11 +63,3 @@ def posting(
         credit=credit,
         amount_minor=amount_minor,
     )
-
-
-def balance(postings: Iterable[Posting]) -> Balance:
-    """Adds up the postings of one goal."""
-    sums = dict.fromkeys(Movement, 0)
-    for entry in postings:
-        sums[entry.movement] += entry.amount_minor
-    return Balance(sums[Movement.HOLD], sums[Movement.CAPTURE], sums[Movement.RELEASE])

@@ -8,9 +8,7 @@ import pytest
 
 from statemachine.escrow import (
     ESCROW_ACCOUNT,
-    Balance,
     Posting,
-    balance,
     posting,
     streamer_account,
     viewer_account,
@@ -87,15 +85,3 @@ def test_two_goals_never_share_a_key() -> None:
 def test_a_posting_of_nothing_or_less_is_a_fault(movement: Movement, amount_minor: int) -> None:
     with pytest.raises(ValueError, match=f"positive amount, not {amount_minor}"):
         made(movement, amount_minor)
-
-
-def test_a_balance_adds_up_each_movement() -> None:
-    found = balance([made(Movement.HOLD, 7), made(Movement.HOLD, 5), made(Movement.CAPTURE, 3)])
-
-    assert found == Balance(held_minor=12, captured_minor=3, released_minor=0)
-    assert found.open_minor == 9
-
-
-def test_a_balance_of_nothing_is_zero() -> None:
-    assert balance([]) == Balance(0, 0, 0)
-    assert balance([]).open_minor == 0
