@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # A disk of memory, and what must be free there: a MongoDB takes 200 MB, and twelve run at once.
 _MEMORY = Path("/dev/shm")
 _ENOUGH_BYTES = 4 << 30
+_NO_REDIS = "there is no redis-server, neither on PATH nor in a wheel"
 
 # Shared machines pause a process at any moment: a slow example is no failure.
 hypothesis.settings.register_profile("duet", deadline=None, print_blob=True)
@@ -92,8 +93,17 @@ def mongodb_url(server_guard: ServerGuard) -> str:
 @pytest.fixture(scope="session")
 def redis_url(server_guard: ServerGuard) -> str:
     """A Redis of this test run alone, never one that the machine runs."""
-    require(redis_server_path(), "there is no redis-server, neither on PATH nor in a wheel")
+    require(redis_server_path(), _NO_REDIS)
     return RedisServer(server_guard).start().url
+
+
+@pytest.fixture
+def own_redis(server_guard: ServerGuard) -> Iterator[RedisServer]:
+    """A Redis of this test alone, which may stop, kill, freeze and fill it."""
+    require(redis_server_path(), _NO_REDIS)
+    server = RedisServer(server_guard, name=f"redis-{secrets.token_hex(3)}").start()
+    yield server
+    server.process.stop()
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from tests.conftest import require
 from tests.gateway.harness import Recorder, until, until_accepted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from gateway.broker import Broker
@@ -224,14 +224,6 @@ async def test_thousands_of_channels_subscribed_at_once_are_all_heard(
 
 
 # Redis alone
-
-
-@pytest.fixture
-def own_redis(server_guard: ServerGuard, redis_url: str) -> Iterator[RedisServer]:
-    """A Redis that the test may stop, kill and freeze."""
-    server = RedisServer(server_guard, name=f"redis-{secrets.token_hex(3)}").start()
-    yield server
-    server.process.stop()
 
 
 async def test_a_password_and_a_database_in_the_url_are_used(

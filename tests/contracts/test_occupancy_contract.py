@@ -19,14 +19,13 @@ from gateway.occupancy import Count, MemoryOccupancy, MemoryTotals, Turns
 from gateway.redis_broker import RedisBroker
 from gateway.redis_lease import RedisLease
 from gateway.redis_occupancy import RedisOccupancy
-from persistence.embedded_redis import RedisServer
 from tests.gateway.harness import Recorder, until_accepted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
     from gateway.occupancy import Occupancy
-    from persistence.embedded_process import ServerGuard
+    from persistence.embedded_redis import RedisServer
 
 LONG_LEASE_S = 600.0
 SHORT_THROTTLE_S = 0.3
@@ -260,14 +259,6 @@ async def test_above_a_hundred_counts_are_throttled_and_the_last_one_is_sent(
 
 
 # Redis alone
-
-
-@pytest.fixture
-def own_redis(server_guard: ServerGuard, redis_url: str) -> Iterator[RedisServer]:
-    """A Redis that the test may stop, kill and freeze."""
-    server = RedisServer(server_guard, name=f"redis-{secrets.token_hex(3)}").start()
-    yield server
-    server.process.stop()
 
 
 @dataclass

@@ -18,13 +18,12 @@ from gateway.presence import ChannelFull, MemoryPresence, MemoryStore, Presence
 from gateway.redis_broker import RedisBroker
 from gateway.redis_lease import RedisLease
 from gateway.redis_presence import RedisPresence
-from persistence.embedded_redis import RedisServer
 from tests.gateway.harness import Recorder, until_accepted, until_yes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
-    from persistence.embedded_process import ServerGuard
+    from persistence.embedded_redis import RedisServer
 
 CHANNEL = "presence-c"
 LONG_LEASE_S = 600.0
@@ -262,14 +261,6 @@ class Parts:
         """Ends a node's lease behind its back."""
         async with redis.asyncio.Redis.from_url(self.server.url) as admin:
             await admin.zadd(f"{self.prefix}:nodes", {name: 1})
-
-
-@pytest.fixture
-def own_redis(server_guard: ServerGuard, redis_url: str) -> Iterator[RedisServer]:
-    """A Redis that the test may stop, kill and freeze."""
-    server = RedisServer(server_guard, name=f"redis-{secrets.token_hex(3)}").start()
-    yield server
-    server.process.stop()
 
 
 @pytest.fixture

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import pytest
 
 from gateway.apps import App, Apps, Webhook
 from gateway.server import running_gateway
-from persistence.embedded_redis import RedisServer
 from tests.gateway.backend import Backend
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from gateway.settings import Settings
-    from persistence.embedded_process import ServerGuard
-
-
-@pytest.fixture
-def own_redis(server_guard: ServerGuard, redis_url: str) -> Iterator[RedisServer]:
-    """A Redis that the test may freeze."""
-    server = RedisServer(server_guard, name=f"redis-{secrets.token_hex(3)}").start()
-    yield server
-    server.process.stop()
+    from persistence.embedded_redis import RedisServer
 
 
 ASKED: list[tuple[str, str, object, dict[str, str]]] = [

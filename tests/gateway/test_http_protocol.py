@@ -17,7 +17,6 @@ from gateway.apps import Apps
 from gateway.node import Node
 from gateway.pusher_api import PusherApi
 from gateway.server import running_gateway
-from persistence.embedded_redis import RedisServer
 from tests.gateway.caller import APP, Caller
 from tests.gateway.harness import until
 from tests.gateway.member import PATIENCE_S, Member
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
     from gateway.server import RunningGateway
     from gateway.settings import Settings
-    from persistence.embedded_process import ServerGuard
+    from persistence.embedded_redis import RedisServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -355,14 +354,6 @@ async def test_a_caller_that_leaves_before_the_answer_has_still_published(
     received = (await listener.next())["data"]
     assert received in {"hello", "next"}
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def own_redis(server_guard: ServerGuard) -> AsyncIterator[RedisServer]:
-    """A Redis that the test may freeze."""
-    server = RedisServer(server_guard, name=f"redis-{secrets.token_hex(3)}").start()
-    yield server
-    server.process.stop()
 
 
 async def test_a_publication_that_redis_never_answers_is_refused_in_time_and_counted(

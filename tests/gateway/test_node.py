@@ -22,15 +22,14 @@ from gateway.redis_broker import RedisBroker
 from gateway.redis_lease import RedisLease
 from gateway.redis_presence import RedisPresence
 from gateway.tasks import Tasks
-from persistence.embedded_redis import RedisServer
 from tests.gateway.harness import APP, redis_shared, running_gateway, settings_for_tests, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from gateway.broker import Broker
     from gateway.presence import Presence
-    from persistence.embedded_process import ServerGuard
+    from persistence.embedded_redis import RedisServer
 
 
 class Socket:
@@ -461,14 +460,6 @@ async def test_two_nodes_share_channels_members_and_control_messages() -> None:
         known = await two.connect(path="/app/app-key?token=viewer:v")
         await one.node.terminate_user("1", "v")
         assert (await known.refused())[1].code == 4009
-
-
-@pytest.fixture
-def own_redis(server_guard: ServerGuard, redis_url: str) -> Iterator[RedisServer]:
-    """A Redis that the test may freeze."""
-    server = RedisServer(server_guard, name=f"redis-{secrets.token_hex(3)}").start()
-    yield server
-    server.process.stop()
 
 
 async def test_with_a_frozen_redis_sockets_are_answered_and_existing_ones_recover(

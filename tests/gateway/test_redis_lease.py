@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,21 +11,12 @@ from structlog.testing import capture_logs
 from gateway.redis_broker import RedisBroker
 from gateway.redis_lease import RedisLease
 from gateway.redis_presence import RedisPresence
-from persistence.embedded_redis import RedisServer
 from tests.gateway.harness import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
-    from persistence.embedded_process import ServerGuard
-
-
-@pytest.fixture
-def own_redis(server_guard: ServerGuard, redis_url: str) -> Iterator[RedisServer]:
-    """A Redis that the test may fill up."""
-    server = RedisServer(server_guard, name=f"redis-{secrets.token_hex(3)}").start()
-    yield server
-    server.process.stop()
+    from persistence.embedded_redis import RedisServer
 
 
 @pytest.fixture

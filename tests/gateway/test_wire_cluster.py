@@ -19,15 +19,14 @@ from gateway.frames import published_body
 from gateway.redis_broker import RedisBroker
 from gateway.redis_lease import RedisLease
 from gateway.redis_presence import RedisPresence
-from persistence.embedded_redis import RedisServer
 from tests.gateway.harness import redis_shared, running_gateway, settings_for_tests, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
     from gateway.broker import Broker
     from gateway.presence import Presence
-    from persistence.embedded_process import ServerGuard
+    from persistence.embedded_redis import RedisServer
     from tests.gateway.harness import Gateway, RawClient
 
 APP = App(id="1", key="app-key", secret="app-secret", subscription_count=True)
@@ -451,14 +450,6 @@ async def test_a_quota_counts_the_connections_of_every_node(pair: Pair) -> None:
 
 
 # After a gap
-
-
-@pytest.fixture
-def own_redis(server_guard: ServerGuard, redis_url: str) -> Iterator[RedisServer]:
-    """A Redis that the test may take away."""
-    server = RedisServer(server_guard, name=f"redis-{secrets.token_hex(3)}").start()
-    yield server
-    server.process.stop()
 
 
 async def test_after_a_gap_snapshots_and_watchlists_are_told_again(own_redis: RedisServer) -> None:
