@@ -13,7 +13,9 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_\-=@,.;]+", re.ASCII)
 
 # "#" is reserved; this family is the only use of it.
 USER_EVENTS: Final = "#server-to-user-"
-
+# Characters of a user's id in `pusher:signin` and on presence channels, of any kind. Not worth a
+# setting.
+USER_ID_MAX: Final = 128
 
 # The families whose last event from the HTTP API is kept for those who subscribe later.
 _CACHE: Final = ("cache-", "private-cache-", "private-encrypted-cache-", "presence-cache-")
@@ -52,7 +54,11 @@ def is_cache_channel(name: str) -> bool:
 
 
 def is_channel_name(name: str, longest: int) -> bool:
-    """Whether `name` has at most `longest` characters, all of them allowed."""
-    if len(name) > longest:
-        return False
-    return _NAME.fullmatch(name.removeprefix(USER_EVENTS)) is not None
+    """Whether `name` has at most `longest` characters, all of them allowed.
+
+    A user's own channel is named after the id that the user signs in with, whatever that is:
+    platforms have ids such as `auth0|5f7c` or `ann+news@example.com`.
+    """
+    if name.startswith(USER_EVENTS):
+        return 0 < len(name) - len(USER_EVENTS) <= USER_ID_MAX
+    return len(name) <= longest and _NAME.fullmatch(name) is not None

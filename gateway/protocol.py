@@ -28,7 +28,14 @@ from gateway.auth import (
     verify_channel_signature,
     verify_signin_signature,
 )
-from gateway.channels import USER_EVENTS, WATCHED, ChannelKind, channel_kind, is_channel_name
+from gateway.channels import (
+    USER_EVENTS,
+    USER_ID_MAX,
+    WATCHED,
+    ChannelKind,
+    channel_kind,
+    is_channel_name,
+)
 from gateway.commands import Reply, decode_command, reply_frame, request_id_of
 from gateway.errors import CommandError, ErrorCode, Notice
 from gateway.messages import (
@@ -66,9 +73,8 @@ _NOTHING: Final[tuple[Effect, ...]] = ()
 _PONG: Final[tuple[Effect, ...]] = (Send(frames.PONG_FRAME),)
 _NO_INFO: Final = b"{}"
 
-# docs/pusher-compatibility.md 1.8 and 1.6; neither is worth a setting.
+# docs/pusher-compatibility.md 1.8; it is not worth a setting.
 WATCHLIST_MAX: Final = 100
-USER_ID_MAX: Final = 128
 
 # Messages that wait for a subscription; at this many the shell stops reading.
 INBOX_MAX: Final = 64

@@ -425,6 +425,24 @@ class TestUsers:
         await bystander.subscribe("still-there")
         await namesake.subscribe("still-there")
 
+    @pytest.mark.parametrize("user", ["ada", "auth0|5f7c", "ann+news@example.com", 'Zoë {"}/ b'])
+    async def test_an_event_reaches_a_user_whatever_the_id_is(
+        self, own: Backend, member: Callable[..., Any], user: str
+    ) -> None:
+        channel = f"#server-to-user-{user}"
+        theirs, bystander = await member(), await member()
+        await theirs.sign_in(user)
+        await theirs.subscribe(channel)
+        await bystander.sign_in("bob")
+
+        sent = {"name": "e", "data": "for you", "channels": [channel]}
+        answer = await own.post("events", sent)
+        await bystander.send("pusher:subscribe", channel=channel)
+
+        assert (answer.status_code, answer.content) == (200, b"{}")
+        assert await theirs.next() == {"event": "e", "channel": channel, "data": "for you"}
+        assert (await bystander.next())["event"] == "pusher:subscription_error"
+
 
 class TestIdempotency:
     @pytest.mark.parametrize("header", ["X-Idempotency-Key", "Idempotency-Key"])
