@@ -134,6 +134,22 @@ class TestNode:
         assert answer == {"status": 202, "body": "{}"}
         assert received == {"event": "e", "channel": channel, "data": '{"n":1}'}
 
+    @pytest.mark.parametrize("user", ["auth0|5f7c", "ann+news@example.com", "Zoë B.", "50%"])
+    async def test_users_with_ids_of_other_letters_than_a_channels(
+        self, node: Backend, stage: Stage, user: str
+    ) -> None:
+        async with Member.connected(stage.gateway, APP) as theirs:
+            await theirs.sign_in(user)
+            await theirs.subscribe(f"#server-to-user-{user}")
+
+            sent = await node.order("send_to_user", user=user, event="news", data={"n": 1})
+            received = await theirs.next()
+            terminated = await node.order("terminate", user=user)
+
+            assert (sent["status"], terminated["status"]) == (200, 200)
+            assert (received["event"], json.loads(received["data"])) == ("news", {"n": 1})
+            assert await theirs.closed() == 4009
+
     @pytest.mark.pusher("clients", "pusher for Node terminates a user's connections")
     async def test_terminate_user_connections(self, node: Backend, stage: Stage) -> None:
         await _assert_terminated(
