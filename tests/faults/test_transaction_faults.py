@@ -7,6 +7,7 @@ UnknownTransactionCommitResult).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ PRIMARY_STEPPED_DOWN = 189
 OUT_OF_DISK_SPACE = 14031
 WRITE_CONCERN_FAILED = 64
 ILLEGAL_OPERATION = 20
+MAX_TIME_EXPIRED = 50
 
 
 async def assert_agreed_once(world: World, goal_id: str) -> None:
@@ -242,3 +244,46 @@ async def test_while_all_sessions_are_killed_again_and_again_each_command_is_don
             streamers.create_task(play(session))
 
     assert interrupted
+
+
+DATABASE_COMMANDS = ["find", "update", "insert", "findAndModify", "commitTransaction"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param({"closeConnection": True}, id="its connection breaks"),
+        pytest.param({"errorCode": PRIMARY_STEPPED_DOWN}, id="the primary steps down"),
+        pytest.param({"errorCode": WRITE_CONFLICT}, id="a conflict that nobody calls transient"),
+        pytest.param({"errorCode": MAX_TIME_EXPIRED}, id="its time is over"),
+        pytest.param(
+            {"writeConcernError": {"code": MAX_TIME_EXPIRED, "errmsg": "no majority yet"}},
+            id="a majority is slow",
+        ),
+        pytest.param({"blockConnection": True, "blockTimeMS": 300}, id="it is slow"),
+    ],
+)
+async def test_while_one_database_call_in_thirty_fails_each_command_is_done_once(
+    world: JudgedWorld, fault: dict[str, Any]
+) -> None:
+    """Amid commands and deliveries that share their calls."""
+
+    async def insist(ask: Callable[..., Awaitable[Answer]], *arguments: Any, **named: Any) -> str:
+        request_id = secrets.token_hex(8)
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                answer = await ask(*arguments, request_id=request_id, **named)
+                await world.node.deliver(answer)
+                return goal_id_of(answer)
+
+    async def play(session: Session) -> None:
+        declined = await insist(world.invite, session)
+        await insist(world.ask, CommandName.DISAGREE, declined, by=session.user.id)
+        agreed = await insist(world.invite, session)
+        await insist(world.ask, CommandName.AGREE, agreed, by=session.user.id)
+
+    sessions = [await world.session(f"streamer{number}") for number in range(STREAMERS)]
+    with failing(world, {"activationProbability": 1 / 30}, failCommands=DATABASE_COMMANDS, **fault):
+        async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as streamers:
+            for session in sessions:
+                streamers.create_task(play(session))
