@@ -11,6 +11,7 @@ is written down on its own only when a later receiver fails (docs/decisions.md).
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
@@ -239,8 +240,9 @@ class Outbox:
     async def _remove_all(self, shared: Sequence[_Ran]) -> Row | None:
         """Empties outboxes; of a lone one it tells what has come in meanwhile.
 
-        Where something has, another process is at work, or somebody's transaction holds one of the
-        goals, each is looked at alone; of those that are emptied by then nothing is found.
+        Where something has, another process is at work, somebody's transaction holds one of the
+        goals or one is damaged, each is looked at alone; of those that are emptied by then nothing
+        is found.
         """
         if len(shared) == 1:
             return await self._remove(shared[0])
@@ -253,7 +255,7 @@ class Outbox:
             for ran in shared
         ]
         emptied = 0
-        with skipping_locked():
+        with skipping_locked(), contextlib.suppress(BulkWriteError):
             emptied = (await self._store.goals.bulk_write(updates, ordered=False)).matched_count
         if emptied < len(shared):
             raise Apart

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from bson import ObjectId
 
 from persistence.damage import Damage, damage
-from persistence.errors import StoreDamaged
+from persistence.errors import StoreDamaged, StoreUnavailable
 from persistence.escrow_calls import EscrowBook, EscrowCalls
 from persistence.escrow_port import CallStatus, EscrowAnswer, Verdict
+from persistence.intents import Done
 from statemachine.goal import CommandName
 from tests.persistence.world import STREAMER, code_of, goal_id_of
 
@@ -87,6 +89,25 @@ async def test_outboxes_behind_a_damaged_one_are_taken_over(
 
     assert [str(delivery.goal_id) for delivery in claimed] == [sound]
     assert damage.count == before + 1
+
+
+async def test_a_goal_that_can_not_be_settled_fails_no_delivery_that_shares_a_write_with_it(
+    world: World,
+) -> None:
+    session = await world.session()
+    answers = []
+    for number in range(8):
+        goal_id = await world.invited(session, f"viewer{number}")
+        answers.append(await world.ask(CommandName.DISAGREE, goal_id))
+    deliveries = [answer.deliveries[0] for answer in answers if isinstance(answer, Done)]
+    break_goal(world, str(deliveries[0].goal_id), {"$set": {"version": "two"}})
+
+    broken, *sound = await asyncio.gather(
+        *(world.node.outbox.deliver(delivery) for delivery in deliveries), return_exceptions=True
+    )
+
+    assert isinstance(broken, StoreUnavailable)
+    assert sound == [True] * 7
 
 
 async def test_calls_behind_a_damaged_one_are_said_and_listed(world: World) -> None:
