@@ -19,8 +19,7 @@ import msgspec
 
 # Longer heads are rare (a JWT is 1 KiB) and go the long way.
 _HEAD_BYTES_MAX: Final = 8_192
-# Possessive, so that a head which does not match costs no more than one that does. Host comes with
-# the other fields: neither HTTP side refuses a request for the lack of it.
+# Possessive, so that a head which does not match costs no more than one that does.
 _HEAD: Final = re.compile(
     rb"GET (/[!-~]*+) HTTP/1\.1\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~\x80-\xff]*+\r\n)++)\r\n"
 )
@@ -28,6 +27,8 @@ _HEAD: Final = re.compile(
 _TOKENS: Final = re.compile(
     rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++(?:[\t ]*+,[\t ]*+[!#$%&'*+.^_`|~0-9A-Za-z-]++)*+"
 )
+# What stands in a Host field: a name or an address, and a port; RFC 3986 section 3.2.
+HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*+")
 # 16 bytes in base64.
 _KEY: Final = re.compile(rb"[A-Za-z0-9+/]{22}==")
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -84,6 +85,7 @@ def read_upgrade(data: bytes) -> Upgrade | None:
         or fields.get(b"upgrade", b"").lower() != b"websocket"
         or fields.get(b"sec-websocket-version") != b"13"
         or not _KEY.fullmatch(key)
+        or not HOST.fullmatch(fields.get(b"host", b" "))
         or not _asks_for_upgrade(fields.get(b"connection", b""))
         or (offered is not None and not _TOKENS.fullmatch(offered))
         or any(name in fields for name in _LONG_WAY)

@@ -21,7 +21,7 @@ from gateway.problem import refusal
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import MutableMapping
+    from collections.abc import Callable, MutableMapping
 
     from starlette.types import Message, Receive, Scope, Send
     from uvicorn._types import ASGI3Application
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gateway.node import Node
 
 # How long what is still sent behind the last answer is read, and dropped.
-_LINGER_S: Final = 1.0
+_LINGER_S: Final = 2.0
 
 
 class _NoEvent:
@@ -69,6 +69,17 @@ class Publishing:
         self.message_event = _NO_EVENT
 
 
+class _LastAnswer:
+    """What the last call of a connection takes for its transport: it waits before it closes."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.close = close
+        self.is_closing = transport.is_closing
+        self.write = transport.write
+
+
 def last_words(code: Code, message: str | None = None) -> bytes:
     """The bytes of an answer that says why not, and that it is the connection's last."""
     response = refusal(code, message)
@@ -94,6 +105,8 @@ class HttpConnection(HttpToolsProtocol):
     _answering: RequestResponseCycle | Publishing | None = None
     # What ends the connection behind the answers that are still to come; nothing is read any more.
     _last_words: bytes | None = None
+    # The last words are said, and only what is left unread is read.
+    _has_ended: bool = False
     # The caller has closed his sending side.
     _has_asked_all: bool = False
     # The wheel's.
@@ -220,7 +233,7 @@ class HttpConnection(HttpToolsProtocol):
         if last is None or self.scheme == "https":
             return False
         if self._last_words is None:
-            last.keep_alive = False
+            self._end_behind(last)
         for call in (self._answering, *(cycle for cycle, _ in self.pipeline)):
             if call is not None:
                 call.message_event.set()
@@ -258,8 +271,27 @@ class HttpConnection(HttpToolsProtocol):
             self.pipeline.popleft()
             self.cycle = self.pipeline[0][0] if self.pipeline else self._answering  # type: ignore[assignment]
 
+    def _end_behind(self, call: RequestResponseCycle | Publishing) -> None:
+        """Makes the answer to a call the connection's last."""
+        call.keep_alive = False
+        if call.more_body:
+            last = _LastAnswer(self.transport, self._close_behind_answer)
+            call.transport = last  # type: ignore[union-attr]
+
+    def _close_behind_answer(self) -> None:
+        if self._coming_since is None:
+            self.transport.close()
+        elif self._last_words is None:
+            # Its caller still sends the body that was too long.
+            self._last_words = b""
+            self.pipeline.clear()
+            self._end(b"")
+
     def _end(self, words: bytes) -> None:
         """Ends the connection with these words, and reads on for a while to have them arrive."""
+        if self._has_ended:
+            return
+        self._has_ended = True
         transport = self.transport
         if words:
             transport.write(words)
@@ -283,7 +315,7 @@ class HttpConnection(HttpToolsProtocol):
         """Closes the connection behind the answer that is under way, if the node drains."""
         under_way = self._under_way
         if under_way is not None and self._node.draining:
-            under_way.keep_alive = False
+            self._end_behind(under_way)
 
     def _send_away(self, at_last: float) -> None:
         """Closes an idle connection now, and one on which half a call has come `at_last`."""

@@ -11,19 +11,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
+import structlog
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from gateway.api_call import NOTHING, UNREACHABLE
 from gateway.broker import BrokerUnavailable
 from gateway.errors import ErrorCode
 from gateway.fallback import ABORT_EXTENSION
+from gateway.handshake import HOST
 from gateway.http_connection import HttpConnection, Publishing
 from gateway.pusher_api import KEY_HEADERS, plain_publications, written
 
 if TYPE_CHECKING:
     import asyncio
 
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
     from gateway.parts import Parts
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # A call with one of these is not plain.
 _UNPLAIN: Final = frozenset({b"expect", b"transfer-encoding", b"upgrade", *KEY_HEADERS})
@@ -34,8 +40,8 @@ _HEAD_BYTES_MAX: Final = 65_536
 _WAITING_MAX: Final = 64
 
 
-class TooManyWaitingError(Exception):
-    """A caller goes on asking without waiting for answers."""
+class RefusedHeadError(Exception):
+    """A call is answered 400 for its head, and the connection ended; says why."""
 
 
 class HttpProtocol(HttpConnection):
@@ -63,13 +69,27 @@ class HttpProtocol(HttpConnection):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._on_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserError:
-            self._refuse(ErrorCode.MALFORMED, "This is no call in HTTP/1.1, or one too many.")
+            rest = data[upgrade.args[0] :]
+        except httptools.HttpParserError as error:
+            self._refuse_unread(error)
+            return
         else:
             if self._head_bytes > _HEAD_BYTES_MAX:
                 too_long = ErrorCode.HEAD_TOO_LONG if self.headers else ErrorCode.URL_TOO_LONG
                 self._refuse(too_long)
+            return
+        self._on_upgrade(rest)
+
+    def _refuse_unread(self, error: httptools.HttpParserError) -> None:
+        cause = error.__context__
+        if isinstance(cause, RefusedHeadError):
+            self._refuse(ErrorCode.MALFORMED, str(cause))
+        elif cause is None or isinstance(cause, httptools.HttpParserError):
+            self._refuse(ErrorCode.MALFORMED, "This is no HTTP/1.1.")
+        else:
+            # A fault of ours, which the parser has met on its way.
+            log.error("call_not_read", exc_info=cause)
+            self._refuse(ErrorCode.INTERNAL)
 
     def _on_upgrade(self, rest: bytes) -> None:
         """Goes on behind the head of a call that asks for another protocol."""
@@ -116,21 +136,48 @@ class HttpProtocol(HttpConnection):
         """Chooses the way of a call by its head.
 
         Raises:
-            TooManyWaitingError: The caller is answered 400 and cut off; uvicorn would go on
-                reading, and remember its calls, without end.
+            RefusedHeadError: It does not name one host, or too many calls wait: uvicorn would go on
+                reading, and remember them, without end.
         """
         self._head_bytes = -1
         if len(self.pipeline) >= _WAITING_MAX:
-            raise TooManyWaitingError
+            raise RefusedHeadError("Too many calls wait for their answers.")
         if self._begins_plain_call():
             self._plain_body = b""
         elif not self._asks_for_another_protocol():
             self._begin_call()
 
     def _begin_call(self) -> None:
-        """Has the application carry out a call; while the node drains, the connection's last."""
+        """Has the application carry out a call; while the node drains, the connection's last.
+
+        Raises:
+            RefusedHeadError: It does not name one host.
+        """
+        if not self._names_one_host():
+            raise RefusedHeadError("A call names one host, in one Host field.")
+        if self.expect_100_continue and self.parser.get_http_version() == "1.0":
+            # RFC 9110 section 10.1.1: it would take that for the answer.
+            self.expect_100_continue = False
         super().on_headers_complete()
-        self._end_with_answer()
+        under_way = self._under_way
+        if under_way is not None and (self._node.draining or not under_way.keep_alive):
+            self._end_behind(under_way)
+
+    def _names_one_host(self) -> bool:
+        """Whether a call says for which host it is; source: RFC 9112 section 3.2."""
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if not hosts:
+            return self.parser.get_http_version() == "1.0"
+        return len(hosts) == 1 and HOST.fullmatch(hosts[0]) is not None
+
+    def _should_upgrade(self) -> bool:
+        """Whether a WebSocket is asked for, of a parser that has seen that something is.
+
+        uvicorn's would look at the last Connection field alone.
+        """
+        return any(
+            name == b"upgrade" and value.lower() == b"websocket" for name, value in self.headers
+        )
 
     def _asks_for_another_protocol(self) -> bool:
         """Whether `_on_upgrade` is about to begin the call anew, or to refuse it."""
@@ -140,17 +187,24 @@ class HttpProtocol(HttpConnection):
         parser = self.parser
         if parser.get_method() != b"POST" or not self.url.partition(b"?")[0].endswith(_PLAIN_ENDS):
             return False
-        if self._under_way is not None:
+        last: RequestResponseCycle | None = self.cycle
+        if last is not None and not last.response_complete:
             # Answers go out in the order of the calls.
             return False
-        length = None
+        length = host = None
         for name, value in self.headers:
             if name in _UNPLAIN:
                 return False
             if name == b"content-length":
                 length = value
+            elif name == b"host":
+                if host is not None:
+                    return False
+                host = value
         return (
             length is not None
+            and host is not None
+            and HOST.fullmatch(host) is not None
             and int(length) < self._plain_bytes_below
             and not self.flow.write_paused
             and parser.get_http_version() == "1.1"

@@ -107,7 +107,8 @@ class PusherApi:
             route, arguments = self._named_route(scope, address, is_below_app=app_id is not None)
         if route is None:
             return refused(404, "there is nothing at this address")
-        if scope["method"] != route.method:
+        # Who may GET may have the HEAD of it: RFC 9110 section 9.1.
+        if scope["method"] != route.method and (scope["method"], route.method) != ("HEAD", "GET"):
             headers.append((b"allow", route.method.encode()))
             return refused(405, f"this address takes {route.method}")
         body = await read_body(scope, receive, parts.settings.max_body_bytes)

@@ -50,22 +50,26 @@ class Caller:
         """A signed call of `POST /apps/1/{address}`."""
         event = {"name": "greeting", "channel": channel, "data": data}
         body = json.dumps(event).encode() if body is None else body
+        target = self.target("POST", f"/apps/{APP.id}/{address}", body)
+        if chunked:
+            head += "Transfer-Encoding: chunked\r\n"
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        else:
+            head += f"Content-Length: {len(body)}\r\n"
+        first = f"POST {target} HTTP/{version}\r\nHost: x\r\n{head}\r\n"
+        return first.encode() + body
+
+    def target(self, method: str, path: str, body: bytes = b"") -> str:
+        """The path with the query that signs a call."""
         query = {
             "auth_key": APP.key,
             "auth_timestamp": str(int(self._gateway.parts.clock.now().timestamp())),
             "auth_version": "1.0",
             "body_md5": hashlib.md5(body).hexdigest(),
         }
-        path = f"/apps/{APP.id}/{address}"
         text = "&".join(f"{key}={query[key]}" for key in sorted(query))
-        query["auth_signature"] = hmac_hex(APP.secret, f"POST\n{path}\n{text}".encode())
-        if chunked:
-            head += "Transfer-Encoding: chunked\r\n"
-            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-        else:
-            head += f"Content-Length: {len(body)}\r\n"
-        first = f"POST {path}?{urlencode(query)} HTTP/{version}\r\nHost: x\r\n{head}\r\n"
-        return first.encode() + body
+        query["auth_signature"] = hmac_hex(APP.secret, f"{method}\n{path}\n{text}".encode())
+        return f"{path}?{urlencode(query)}"
 
     async def answer(self) -> tuple[int, bytes, bytes]:
         """Status, head and body of the next answer."""

@@ -514,3 +514,101 @@ async def test_a_call_learns_that_its_caller_has_left_though_others_wait_behind_
 
         await left.wait()
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [b"", b"Host: a\r\nHost: b\r\n", b"Host: x\r\nhost: x\r\n", b"Host: a b\r\n", b"Host: a/b\r\n"],
+    ids=["none", "two", "the same twice", "with a space", "with a path"],
+)
+@pytest.mark.parametrize("what", ["publication", "call", "upgrade"])
+async def test_a_call_names_one_host(caller: Caller, hosts: bytes, what: str) -> None:
+    calls = {
+        "publication": caller.call("c"),
+        "call": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+        "upgrade": UPGRADE,
+    }
+    caller.writer.write(calls[what].replace(b"Host: x\r\n", hosts))
+
+    status, _, body = await caller.answer()
+    assert (status, json.loads(body)["detail"]) == (
+        400,
+        "A call names one host, in one Host field.",
+    )
+    assert await caller.ended()
+
+
+@pytest.mark.parametrize("host", [b"", b"localhost:6001", b"[::1]:6001", b"my_service.local."])
+async def test_a_host_may_be_any(caller: Caller, ordinary_calls: list[str], host: bytes) -> None:
+    caller.writer.write(caller.call("c").replace(b"Host: x", b"Host: " + host))
+
+    assert (await caller.answer())[0] == 200
+    assert not ordinary_calls
+
+
+async def test_who_speaks_http_1_0_needs_no_host_and_gets_no_interim_answer(caller: Caller) -> None:
+    call = caller.call("c", version="1.0", head="Expect: 100-continue\r\n")
+    caller.writer.write(call.replace(b"Host: x\r\n", b""))
+
+    assert (await caller.answer())[::2] == (200, b"{}")
+    assert await caller.ended()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"Connection: Upgrade\r\nConnection: keep-alive\r\n",
+        b"Connection: keep-alive\r\nConnection: Upgrade\r\n",
+        b"CONNECTION: keep-alive , UPGRADE\r\n",
+    ],
+)
+async def test_the_wish_to_upgrade_may_stand_in_any_connection_field(
+    caller: Caller, fields: bytes
+) -> None:
+    caller.writer.write(UPGRADE.replace(b"Connection: Upgrade\r\n", fields))
+
+    async with asyncio.timeout(PATIENCE_S):
+        assert (await caller.reader.readline()).startswith(b"HTTP/1.1 101 ")
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_a_refusal_arrives_though_the_body_that_was_too_long_still_comes(
+    caller: Caller, version: str
+) -> None:
+    call = caller.call("c", body=b"x" * 3_000_000, version=version, head="Connection: close\r\n")
+    caller.writer.write(call + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    async with asyncio.timeout(PATIENCE_S):
+        await caller.writer.drain()
+
+    assert (await caller.answer())[0] == 413
+    assert await caller.ended()
+
+
+async def test_a_fault_of_ours_while_a_call_is_read_is_logged_and_told_as_one(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("gateway.http_protocol.plain_publications", broken)
+    caller.writer.write(caller.call("c"))
+
+    status, _, body = await caller.answer()
+    assert (status, json.loads(body)["code"]) == (500, "internal")
+    assert await caller.ended()
+    assert "call_not_read" in capsys.readouterr().out
+
+
+async def test_the_head_of_whatever_can_be_got_may_be_asked_for_alone(caller: Caller) -> None:
+    heads = []
+    for method in ("GET", "HEAD"):
+        target = caller.target(method, "/apps/1/channels/c")
+        caller.writer.write(f"{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        async with asyncio.timeout(PATIENCE_S):
+            heads.append(await caller.reader.readuntil(b"\r\n\r\n"))
+        if method == "GET":
+            await caller.reader.readexactly(len(b'{"occupied":false}'))
+    caller.writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    assert heads[0] == heads[1]
+    assert (await caller.answer())[::2] == (200, b"ok\n")
