@@ -16,6 +16,7 @@ from gateway.broker import BrokerUnavailable
 from gateway.commands import Agree, Disagree, Finish, Invite, Reply, Start, Withdraw
 from gateway.errors import ERRORS, CommandError, ErrorCode, code_of
 from gateway.passes import has_time_left, pass_of, signed
+from gateway.storable import why_not_storable
 from persistence.errors import StoreDamaged, StoreOverloaded, StoreUnavailable
 from persistence.faults import Step, reached
 from persistence.intents import Done, Intent, Refused, Terms
@@ -139,6 +140,9 @@ class GoalCommands:
             wanted = msgspec.json.decode(body or b"{}", type=_NewSession)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return CommandError.of(ErrorCode.MALFORMED, f"The body is malformed: {error}.")
+        fault = why_not_storable(wanted.rtc_sources)
+        if fault is not None:
+            return CommandError.of(ErrorCode.MALFORMED, f"rtc_sources can't be kept: {fault}.")
         try:
             session, created = await self._sessions.create(identity.user_id, wanted.rtc_sources)
         except StoreUnavailable:

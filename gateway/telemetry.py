@@ -226,7 +226,10 @@ def _renderers(log_format: str) -> list[Any]:
     if log_format == "console":
         # A process may have been given no standard error.
         on_terminal = sys.stderr is not None and sys.stderr.isatty()
-        return [structlog.dev.ConsoleRenderer(colors=on_terminal)]
+        # The default shows every frame's locals: tokens, and thousands of lines for which the loop
+        # stands still for seconds.
+        plain = structlog.dev.plain_traceback
+        return [structlog.dev.ConsoleRenderer(colors=on_terminal, exception_formatter=plain)]
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
 
 

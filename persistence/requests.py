@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pymongo.errors import DuplicateKeyError
 
 from persistence.intents import Answer, Done, Intent, Refused
+from persistence.views import as_json
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -50,8 +51,8 @@ class RequestRecords:
         if row["fingerprint"] != intent.fingerprint:
             return Refused(REUSED, "This request_id was used for another command.")
         if error := row.get("error"):
-            return Refused(error["code"], error["message"], row["goal"])
-        return Done(goal=row["goal"], session_id=row["session_id"])
+            return Refused(error["code"], error["message"], as_json(row["goal"]))
+        return Done(goal=as_json(row["goal"]), session_id=row["session_id"])
 
     async def refuse(self, intent: Intent, refused: Refused, now: datetime) -> Answer:
         """Answers a request that changed nothing: as it was answered before, or as `refused`.

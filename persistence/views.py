@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bson import Int64
+
 from statemachine.instants import rfc3339
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def goal_view(goal: Goal) -> View:
     }
     if goal.trigger_goal is not None:
         view["trigger_goal"] = str(goal.trigger_goal)
-        view["rtc_sources"] = goal.rtc_sources
+        view["rtc_sources"] = as_json(goal.rtc_sources)
     return view
 
 
@@ -67,7 +69,7 @@ def session_view(session: Session) -> View:
             viewer: _pair_view(pair) for viewer, pair in session.exclusive_goal_pairs.items()
         },
         "viewers": {viewer: pass_view(entry) for viewer, entry in session.viewers.items()},
-        "rtc_sources": session.rtc_sources,
+        "rtc_sources": as_json(session.rtc_sources),
         "created_at": rfc3339(session.created_at),
         "ended_at": _instant(session.ended_at),
         "version": session.version,
@@ -81,6 +83,19 @@ def pass_view(entry: ViewerPass) -> View:
         "duration": _plain(entry.duration),
         "exp": rfc3339(entry.exp),
     }
+
+
+def as_json(value: Any) -> Any:
+    """A value without a schema, read from MongoDB, as it was before it was written.
+
+    Whole numbers of more than 31 bits come back as a type of the driver's own, which no encoder
+    of JSON knows.
+    """
+    if isinstance(value, dict):
+        return {name: as_json(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [as_json(inner) for inner in value]
+    return int(value) if isinstance(value, Int64) else value
 
 
 def _pair_view(pair: Pair) -> View:

@@ -289,6 +289,32 @@ class TestSessions:
 
             assert_problem(answer, ErrorCode.MALFORMED, 400)
 
+    @pytest.mark.parametrize(
+        "sources", ["[18446744073709551616]", '[{"a\\u0000": 1}]', "[" * 34 + "]" * 34]
+    )
+    async def test_sources_that_mongodb_could_not_keep_are_malformed(
+        self, stage: Stage, sources: str
+    ) -> None:
+        body = f'{{"rtc_sources": {sources}}}'
+        answer = await stage.http.post("/sessions", content=body, headers=stage.ada)
+
+        problem = assert_problem(answer, ErrorCode.MALFORMED, 400)
+        assert "rtc_sources" in problem["detail"]
+
+    async def test_sources_are_kept_as_they_came(self, stage: Stage) -> None:
+        sources = [{"$set": {"a.b": [None, 2**63 - 1, -(2**63), 1.5, "é"]}}]
+        nested: list[Any] = []
+        for _ in range(30):
+            nested = [nested]
+
+        created = await stage.http.post(
+            "/sessions", json={"rtc_sources": [*sources, nested]}, headers=stage.ada
+        )
+
+        assert created.status_code == 201
+        read = await stage.http.get(f"/sessions/{created.json()['id']}", headers=stage.ada)
+        assert read.json()["rtc_sources"] == [*sources, nested]
+
     async def test_a_viewer_can_not_go_live(self, stage: Stage) -> None:
         answer = await stage.http.post("/sessions", json={}, headers=stage.bob)
 
@@ -370,6 +396,21 @@ class TestShows:
         assert (started.status_code, started.json()["state"]) == (200, "live")
         assert started.json()["id"] == finished.json()["id"] == goal["id"]
         assert (finished.json()["state"], finished.json()["outcome"]) == ("ended", "captured")
+
+    async def test_a_shows_sources_are_kept_on_its_goal_as_they_came(self, stage: Stage) -> None:
+        # A media server's SSRC has 32 bits, which MongoDB keeps as an integer of 64.
+        sources = [{"ssrc": 4_000_000_000}]
+        await stage.http.post("/sessions", json={"rtc_sources": sources}, headers=stage.ada)
+        goal = await stage.invitation()
+        await stage.answer(goal["id"], agree=True)
+        path = f"/sessions/{goal['conditions']['session_id']}/exclusive"
+        started = await stage.http.post(path, headers=stage.ada)
+
+        finished = await stage.http.delete(path, headers=stage.bob)
+
+        assert finished.status_code == 200
+        show = await stage.http.get(f"/goals/{started.json()['exclusive_goal']}", headers=stage.bob)
+        assert show.json()["rtc_sources"] == sources
 
     async def test_the_goal_can_be_named(self, stage: Stage) -> None:
         goal = await stage.invitation()

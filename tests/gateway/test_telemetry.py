@@ -107,6 +107,20 @@ def test_logs_for_people_are_plain_text(capsys: pytest.CaptureFixture[str]) -> N
     assert "node=n1" in written
 
 
+def test_a_fault_shown_to_people_tells_no_values(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(Settings(log_format="console"))
+    token = "eyJ.the-callers.token"
+
+    try:
+        int(token[:0])
+    except ValueError:
+        structlog.get_logger("duet").exception("task_failed")
+
+    written = capsys.readouterr().err
+    assert "ValueError: invalid literal" in written
+    assert token not in written
+
+
 def test_what_is_less_severe_than_asked_for_is_not_written(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

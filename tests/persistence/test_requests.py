@@ -50,6 +50,18 @@ async def test_the_same_agree_again_gives_the_answer_of_then(world: World) -> No
     assert world.documents() == before
 
 
+async def test_a_large_amount_is_a_plain_number_in_the_repeated_answer_too(world: World) -> None:
+    session = await world.session()
+    await world.invite(session, request_id="r1")
+    # As with a higher limit of amounts: MongoDB keeps this as an integer of 64 bits.
+    world.raw["requests"].update_one({}, {"$set": {"goal.amount": 3_000_000_000}})
+
+    again = await world.invite(session, request_id="r1")
+
+    assert isinstance(again, Done)
+    assert type(again.goal["amount"]) is int
+
+
 async def test_without_a_request_id_nothing_is_remembered(world: World) -> None:
     goal_id = await world.invited(await world.session())
 
