@@ -79,6 +79,19 @@ def fail(*lines: str) -> NoReturn:
     raise SystemExit(1)
 
 
+def _misspelt_variables() -> list[str]:
+    """A line for each variable that is nearly a setting; warns of others that nothing reads."""
+    unknown = unknown_variables(os.environ)
+    for variable in unknown:
+        if not variable.misspelt:
+            _warn(variable.line)
+    return [variable.line for variable in unknown if variable.misspelt]
+
+
+def _warn(line: str) -> None:
+    typer.echo(f"duet: warning: {line}", err=True)
+
+
 @app.command()
 def serve(
     workers: Annotated[
@@ -89,12 +102,12 @@ def serve(
     if workers is not None:
         # In the environment, because each worker process reads its settings there.
         os.environ["DUET_WORKERS"] = str(workers)
-    unknown = unknown_variables(os.environ)
+    misspelt = _misspelt_variables()
     try:
         settings = load_settings()
     except SettingsError as error:
-        fail(*error.lines, *unknown)
-    why_not = [*unknown, *asyncio.run(refusals(settings))]
+        fail(*error.lines, *misspelt)
+    why_not = [*misspelt, *asyncio.run(refusals(settings))]
     if why_not:
         fail(*why_not)
     configure_logging(settings)
@@ -118,8 +131,8 @@ def demo(
     ] = False,
 ) -> None:
     """Starts everything on this machine, plays one invitation and serves the demo page."""
-    for unknown in unknown_variables(os.environ):
-        typer.echo(f"duet: warning: {unknown}", err=True)
+    for line in _misspelt_variables():
+        _warn(line)
     # As above, and the embedded servers.
     from gateway.demo import run
 
@@ -169,7 +182,10 @@ def doctor() -> None:
     """Looks at settings, MongoDB, Redis and file limits; exit code 1 when something is wrong."""
     settings = load_settings()
     findings = [
-        *(Finding("environment", why, fatal=True) for why in unknown_variables(os.environ)),
+        *(
+            Finding("environment", unknown.line, fatal=unknown.misspelt)
+            for unknown in unknown_variables(os.environ)
+        ),
         *check_settings(settings),
         *asyncio.run(check_servers(settings)),
         check_files(settings),

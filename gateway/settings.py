@@ -11,7 +11,7 @@ import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -36,6 +36,9 @@ _NOT_SETTINGS = frozenset(
 )
 
 # What Kubernetes tells a pod of a service whose name begins with `duet`.
+# How alike two names are when one is taken for the other misspelt, of 1: a letter or a word part
+# is missing, and not just their beginning the same.
+_NEARLY = 0.85
 _SERVICE_LINK = re.compile(
     r"DUET_(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
     r"=.*|DUET_.+_PORT=(tcp|udp|sctp)://.*",
@@ -385,20 +388,34 @@ def variable_name(field: str) -> str:
     return PREFIX + field.upper()
 
 
-def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """One line for each `DUET_…` variable that nothing reads: most are typing errors."""
+class UnknownVariable(NamedTuple):
+    """A `DUET_…` variable that nothing reads.
+
+    Attributes:
+        line: what is wrong with it.
+        misspelt: whether it is nearly the name of a setting. Another may belong to a newer
+            version, or to somebody else.
+    """
+
+    line: str
+    misspelt: bool
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[UnknownVariable]:
+    """Each `DUET_…` variable that nothing reads."""
     known = {variable_name(field) for field in Settings.model_fields}
-    lines = []
+    found = []
     for name, text in sorted(environment.items()):
         upper = name.upper()
         if not upper.startswith(PREFIX) or upper in known | _NOT_SETTINGS:
             continue
         if _SERVICE_LINK.fullmatch(f"{name}={text}"):
             continue
-        close = difflib.get_close_matches(upper, known, n=1)
+        close = difflib.get_close_matches(upper, known, n=1, cutoff=_NEARLY)
         hint = f"; did you mean {close[0]}?" if close else ""
-        lines.append(f"{name} is set, but no setting has that name{hint}")
-    return lines
+        line = f"{name} is set, but no setting has that name{hint}"
+        found.append(UnknownVariable(line, misspelt=bool(close)))
+    return found
 
 
 def _plain(message: str) -> str:

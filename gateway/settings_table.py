@@ -38,8 +38,9 @@ _HEAD: Final = """\
 # Settings
 
 Duet is set by environment variables with the prefix `DUET_`, read once when a process starts.
-An empty variable counts as unset. A value out of range, or a `DUET_…` variable that nothing
-reads, stops the start; each is named in one line. `duet doctor` looks at all of them.
+An empty variable counts as unset. A value out of range, or a `DUET_…` variable that is
+nearly the name of a setting, stops the start; each is named in one line, and another that nothing
+reads is warned of. `duet doctor` looks at all of them.
 What Kubernetes tells pods of services whose names begin with `duet` (`DUET_SERVICE_HOST` and the
 like) is passed over; but a service named `duet` also makes a `DUET_PORT` that is no port, unless
 the pod has its own or says `enableServiceLinks: false`.

@@ -177,6 +177,15 @@ class TestServeRefuses:
         assert_refused(run, unknown)
         assert_refused(and_more, "DUET_PORT: ", unknown)
 
+    def test_not_what_a_newer_version_may_know(self, good: dict[str, str]) -> None:
+        run = duet("serve", env=good | {"DUET_FUTURE_SETTING_S": "1", "DUET_PORT": "-1"})
+
+        warning, *refusals = run.stderr.splitlines()
+        assert warning == (
+            "duet: warning: DUET_FUTURE_SETTING_S is set, but no setting has that name"
+        )
+        assert len(refusals) == 1
+
     @pytest.mark.parametrize(
         ("name", "wrong", "beginning"),
         [

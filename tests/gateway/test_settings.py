@@ -6,7 +6,13 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from pydantic import ValidationError
 
-from gateway.settings import Settings, SettingsError, load_settings, unknown_variables
+from gateway.settings import (
+    Settings,
+    SettingsError,
+    UnknownVariable,
+    load_settings,
+    unknown_variables,
+)
 
 
 @pytest.fixture
@@ -155,11 +161,18 @@ def test_a_public_key_may_have_its_line_breaks_written_out() -> None:
 
 
 def test_a_misspelt_variable_is_named_with_the_likely_name() -> None:
-    lines = unknown_variables({"DUET_MONGO_URL": "x", "DUET_PORT": "1", "PATH": "/bin"})
+    found = unknown_variables({"DUET_MONGO_URL": "x", "DUET_PORT": "1", "PATH": "/bin"})
 
-    assert lines == [
-        "DUET_MONGO_URL is set, but no setting has that name; did you mean DUET_MONGODB_URL?"
-    ]
+    line = "DUET_MONGO_URL is set, but no setting has that name; did you mean DUET_MONGODB_URL?"
+    assert found == [UnknownVariable(line, misspelt=True)]
+
+
+@pytest.mark.parametrize("name", ["DUET_IMAGE_TAG", "DUET_VERSION", "DUET_FUTURE_SETTING_S"])
+def test_what_belongs_to_somebody_else_or_to_a_newer_version_is_no_misspelling(name: str) -> None:
+    found = unknown_variables({name: "1"})
+
+    line = f"{name} is set, but no setting has that name"
+    assert found == [UnknownVariable(line, misspelt=False)]
 
 
 def test_what_kubernetes_tells_of_services_is_no_misspelling() -> None:
