@@ -51,6 +51,8 @@ class HttpProtocol(HttpConnection):
     stalls can't be ended, because closing waits for the full buffer.
     """
 
+    # The host that was named last: most calls of a connection name the same one.
+    _host: bytes = b""
     # What has been read of the head or the trailers of a call, -1 while neither comes.
     _head_bytes: int = 0
 
@@ -126,11 +128,12 @@ class HttpProtocol(HttpConnection):
             successor.data_received(rest)
 
     def on_message_begin(self) -> None:
-        """Begins a call."""
+        """Begins a call; what uvicorn does here beside is done in `_begin_call`, if at all."""
         self._coming_since = self.loop.time()
         self._head_bytes = 0
-        super().on_message_begin()
-        self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
 
     def on_headers_complete(self) -> None:
         """Chooses the way of a call by its head.
@@ -158,6 +161,11 @@ class HttpProtocol(HttpConnection):
         if self.expect_100_continue and self.parser.get_http_version() == "1.0":
             # RFC 9110 section 10.1.1: it would take that for the answer.
             self.expect_100_continue = False
+        head = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = head
+        self.scope["headers"] = self.headers
+        self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
         super().on_headers_complete()
         under_way = self._under_way
         if under_way is not None and (self._node.draining or not under_way.keep_alive):
@@ -168,7 +176,13 @@ class HttpProtocol(HttpConnection):
         hosts = [value for name, value in self.headers if name == b"host"]
         if not hosts:
             return self.parser.get_http_version() == "1.0"
-        return len(hosts) == 1 and HOST.fullmatch(hosts[0]) is not None
+        return len(hosts) == 1 and self._is_host(hosts[0])
+
+    def _is_host(self, host: bytes) -> bool:
+        if HOST.fullmatch(host) is None:
+            return False
+        self._host = host
+        return True
 
     def _should_upgrade(self) -> bool:
         """Whether a WebSocket is asked for, of a parser that has seen that something is.
@@ -204,7 +218,7 @@ class HttpProtocol(HttpConnection):
         return (
             length is not None
             and host is not None
-            and HOST.fullmatch(host) is not None
+            and (host == self._host or self._is_host(host))
             and int(length) < self._plain_bytes_below
             and not self.flow.write_paused
             and parser.get_http_version() == "1.1"
