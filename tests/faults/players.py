@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tests.faults.history import Answered
 
 # How soon it has to be is another test's business (test_recovery_time.py).
-_SETTLES_WITHIN_S = 30.0
+SETTLES_WITHIN_S = 30.0
 AMOUNT_MINOR = 2_500
 PREPAID_S = 3_600
 WITNESS = "witness"
@@ -272,7 +272,7 @@ class Scene:
             await self.done(gateway, "agree", goal_id)
         if live:
             await self.done(gateway, "start", goal_id)
-        await self.books.until_delivered()
+        await self.books.until_delivered(timeout_s=SETTLES_WITHIN_S)
         match command:
             case "close" | "close_live":
                 return self.act("close")
@@ -292,7 +292,7 @@ class Scene:
 
     async def settled(self) -> None:
         """Waits until nothing is left to do, in MongoDB and on the way."""
-        await self.books.until_delivered(timeout_s=_SETTLES_WITHIN_S)
+        await self.books.until_delivered(timeout_s=SETTLES_WITHIN_S)
         await self.witness.barrier()
 
     async def final_snapshots(self, gateway: ForkedGateway) -> None:

@@ -23,7 +23,7 @@ from tests.e2e.gateway_process import Stores
 from tests.e2e.wire_socket import WireSocket
 from tests.faults.checker import judge
 from tests.faults.forked_gateway import CrashPoint, ForkedGateway
-from tests.faults.players import DEADLINES, Scene, Witness, ask, insist
+from tests.faults.players import DEADLINES, SETTLES_WITHIN_S, Scene, Witness, ask, insist
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -64,7 +64,7 @@ COMMANDS = (
 # It is told that a show is on, so there is nothing to commit or to deliver.
 REFUSED = "invite_live"
 LANES = 2
-DIES_WITHIN_S = 10.0
+DIES_WITHIN_S = 30.0
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
@@ -139,7 +139,7 @@ async def deadline_met(scene: Scene, act: Act) -> None:
     """Waits until a deadline that was let come has moved the goal on."""
     if act.command in DEADLINES:
         assert act.goal_id is not None
-        await scene.books.until_state(act.goal_id, "ended")
+        await scene.books.until_state(act.goal_id, "ended", timeout_s=SETTLES_WITHIN_S)
 
 
 async def points_of(lane: Lane, command: str) -> list[CrashPoint]:
@@ -149,7 +149,7 @@ async def points_of(lane: Lane, command: str) -> list[CrashPoint]:
     scene = lane.scene()
     act = await scene.prepare(lane.gateway, command)
     # What is left of the preparations would count among the command's own steps.
-    await scene.books.until_delivered()
+    await scene.books.until_delivered(timeout_s=SETTLES_WITHIN_S)
     await lane.gateway.arm(None)
     await perform(scene, lane.gateway, act)
     await deadline_met(scene, act)
@@ -251,7 +251,7 @@ async def test_a_second_gateway_finishes_what_a_killed_one_began(
                 await doomed.kill()
                 return ["it was not reached"]
             await deadline_met(scene, act)
-            await scene.books.until_delivered()
+            await scene.books.until_delivered(timeout_s=SETTLES_WITHIN_S)
             await repeat(scene, survivor, act)
             await scene.settled()
             await sockets.heard_all()
