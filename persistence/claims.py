@@ -53,7 +53,8 @@ async def claim(
     In one write: of several processes that found the same documents each gets those that it came
     to first. When somebody's transaction holds one of them, each is claimed by itself, all at the
     same time: however many are held, the others are claimed within two moments. Whoever asks reads
-    what he has then: while a majority is slow, answers come too late and the claims stand.
+    what he has then, as a majority has it: while that is slow, answers come too late and the claims
+    stand; and a primary that has lost its majority has claims that nobody else knows of.
 
     Raises:
         PyMongoError: what the first that failed raised.

@@ -89,9 +89,10 @@ class EscrowCalls:
             }
             await claim(calls, ids, due, {"$set": lease})
             # What was claimed is read, not taken from the answers: while a majority is slow they
-            # come too late, each time.
+            # come too late, each time. What only a primary has that has lost its majority is not
+            # said: nobody may be charged for what did not happen.
             mine: Row = {"_id": {"$in": ids}, "status": _PENDING, **lease}
-            claimed = await calls.find(mine).to_list()
+            claimed = await self._store.certain_escrow_calls.find(mine).to_list()
         return readable(
             EscrowCall, "escrow_calls", sorted(claimed, key=lambda row: ids.index(row["_id"]))
         )

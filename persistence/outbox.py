@@ -141,7 +141,9 @@ class Outbox:
             ids = [row["_id"] for row in found]
             lease = self._lease(now)
             await claim(goals, ids, due, {"$set": lease})
-            rows = await goals.find({"_id": {"$in": ids}, **lease}, {"outbox": True}).to_list()
+            # What a primary has written that has lost its majority is told to nobody.
+            mine: Row = {"_id": {"$in": ids}, **lease}
+            rows = await self._store.certain_goals.find(mine, {"outbox": True}).to_list()
         return _deliveries(sorted(rows, key=lambda row: ids.index(row["_id"])))
 
     async def take_over(self) -> int:

@@ -192,6 +192,16 @@ class Store:
         return self._certain[RequestRecord.Settings.name]
 
     @property
+    def certain_goals(self) -> AsyncCollection[Row]:
+        """Goals as `certain_requests`: nothing that is told of what is read here is undone."""
+        return self._certain[Goal.Settings.name]
+
+    @property
+    def certain_escrow_calls(self) -> AsyncCollection[Row]:
+        """Payment calls as `certain_requests`: nothing that is said of them is undone."""
+        return self._certain[EscrowCall.Settings.name]
+
+    @property
     def goal_records(self) -> AsyncCollection[Row]:
         """Analytics."""
         return self._collections.goal_records

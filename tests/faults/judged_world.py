@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from persistence.errors import StoreUnavailable
+from persistence.escrow_port import EscrowAnswer, Verdict
 from persistence.intents import Refused
 from statemachine.receivers import Push
 from tests.e2e.books import Books
@@ -22,12 +23,19 @@ if TYPE_CHECKING:
 
     from pymongo.database import Database
 
-    from persistence.documents import Session
+    from persistence.documents import EscrowCall, Session
     from persistence.intents import Answer
     from statemachine.goal import CommandName
     from tests.faults.checker import Violation
 
 _DELIVERED_WITHIN_S = 60.0
+
+
+class Acknowledging:
+    """A payment service that says yes."""
+
+    async def ask(self, call: EscrowCall, within_s: float) -> EscrowAnswer:
+        return EscrowAnswer(Verdict.ACKNOWLEDGED)
 
 
 class JudgedWorld(World):

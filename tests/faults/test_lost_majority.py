@@ -11,10 +11,11 @@ from pymongo import MongoClient
 
 from persistence.embedded_mongod import mongod_path, start_replica_set
 from persistence.errors import StoreUnavailable
+from persistence.escrow_calls import EscrowCalls
 from persistence.intents import Done
 from statemachine.goal import CommandName, GoalState
 from tests.conftest import require
-from tests.faults.judged_world import JudgedWorld
+from tests.faults.judged_world import Acknowledging, JudgedWorld
 from tests.faults.trouble import ELECTED_WITHIN_S, choose_primary
 
 if TYPE_CHECKING:
@@ -153,3 +154,32 @@ async def test_what_a_majority_has_not_seen_is_shown_to_nobody(
     assert seen is not None
     assert {shown.state, listed.state} == {GoalState.INVITED}
     assert seen.status.exclusive_to == []
+
+
+async def test_what_a_majority_has_not_seen_is_delivered_by_nobody(
+    world: World, partition: Partition
+) -> None:
+    """Its news, and the payment call, of a decision that the others may never hear of."""
+    port = Acknowledging()
+    node = await world.add_node(port=port, deadline_s=DEADLINE_S)
+    # It does everything from here on, and is judged.
+    world.nodes.reverse()
+    calls = EscrowCalls(node.store, node.goals, port, timeout_s=1, give_up_s=600)
+    goal_id = await world.invited(await world.session("anna"))
+    partition.leave_alone()
+    with pytest.raises(StoreUnavailable):
+        await world.ask(CommandName.DISAGREE, goal_id, by="anna")
+    with MongoClient[dict[str, Any]](partition.old_primary.url, tz_aware=True) as alone:
+        assert [row["state"] for row in alone["majority"]["goals"].find()] == ["declined"]
+
+    world.clock.shift(30)
+    with pytest.raises(StoreUnavailable):
+        await node.outbox.claim_due(10)
+    with pytest.raises(StoreUnavailable):
+        await calls.claim_due(10)
+
+    partition.mend()
+    world.clock.shift(30)
+    [call] = await calls.claim_due(10)
+    await calls.say(call)
+    assert world.goal_row(goal_id)["state"] == "ended"

@@ -5,23 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from persistence.escrow_calls import EscrowCalls
-from persistence.escrow_port import EscrowAnswer, Verdict
 from statemachine.goal import CommandName
 from tests.faults.failpoints import DEADLINE_S, failing
+from tests.faults.judged_world import Acknowledging
 
 if TYPE_CHECKING:
-    from persistence.documents import EscrowCall
     from tests.faults.judged_world import JudgedWorld
 
 # What the server answers when it has written, and the caller's time is over before a majority has.
 MAX_TIME_EXPIRED = 50
-
-
-class Acknowledging:
-    """A payment service that says yes."""
-
-    async def ask(self, call: EscrowCall, within_s: float) -> EscrowAnswer:
-        return EscrowAnswer(Verdict.ACKNOWLEDGED)
 
 
 async def test_claims_whose_answers_all_come_too_late_are_worked_on(world: JudgedWorld) -> None:
