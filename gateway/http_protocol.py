@@ -102,7 +102,11 @@ class HttpProtocol(HttpConnection):
         else:
             # Java's client asks for HTTP/2 this way, which a server may overlook. The parser does
             # not: it takes the call to end here, and its body to be the next call.
-            self.data_received(self._without_upgrade() + rest)
+            again = self._without_upgrade() + rest
+            # One that has read `Connection: close` reads no further call.
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.data_received(again)
 
     def _without_upgrade(self) -> bytes:
         """The head of the call as it would be if it asked for no other protocol."""

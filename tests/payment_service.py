@@ -143,6 +143,11 @@ class PaymentService:
 
         assert await asyncio.to_thread(wait), f"not in {PATIENCE_S} s: {what}"
 
+    def look_again(self) -> None:
+        """Has those who wait look again, for something of their own."""
+        with self._changed:
+            self._changed.notify_all()
+
     def times(self, call: str) -> int:
         """How often money was moved by this call."""
         return sum(1 for name, _ in self.done if name == call)

@@ -269,6 +269,16 @@ async def test_who_asks_for_a_protocol_that_we_do_not_speak_is_answered_in_this_
     assert [(await listener.next())["data"] for _ in range(4)] == ["0", "1", "2", "3"]
 
 
+async def test_who_asks_for_another_protocol_and_for_the_end_gets_both_answers(
+    caller: Caller, channel: str
+) -> None:
+    ending = ELSEWHERE.replace("Upgrade,", "close, Upgrade,")
+    caller.writer.write(caller.call(channel, head=ending))
+
+    assert (await caller.answer())[0] == 200
+    assert await caller.ended()
+
+
 async def test_the_body_of_a_call_is_never_taken_for_another_call(caller: Caller) -> None:
     smuggled = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
