@@ -80,7 +80,7 @@ class OutboxLoop:
             self._gets_on |= await self._deliver(delivery)
         finally:
             self._at_work -= 1
-            # Where all fail, as without Redis, the next look comes in its own time: a backlog that
-            # is tried again as fast as it fails would take all of the CPU.
-            if self._more and self._gets_on and self._at_work <= _AT_ONCE // 2:
-                self._looks.within(0)
+            # Where all fail, as without Redis, the next look comes after a pause: a backlog that is
+            # tried again as fast as it fails would take all of the CPU.
+            if self._more and self._at_work <= _AT_ONCE // 2:
+                self._looks.within(0 if self._gets_on else PAUSE_S)

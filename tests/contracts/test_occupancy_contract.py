@@ -328,7 +328,8 @@ async def test_redis_restarted_with_what_it_had_kept_a_while_ago_is_put_right(pa
     pair.server.start()
 
     await until_accepted(one._lease.renew)
-    await until_accepted(lambda: one.counts("1", ["left"]))
+    for node in pair.nodes:
+        await until_accepted(lambda node=node: node.counts("1", ["left"]))  # type: ignore[misc]
 
     assert await two.occupied("1") == {"stays": 1, "new": 1}
 

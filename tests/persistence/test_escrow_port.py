@@ -316,12 +316,12 @@ class TestHold:
         till.service.close_gate("hold")
         inviting = asyncio.create_task(invite(till, session))
         await till.until_asked("hold")
-        till.service.open_gate("hold")
         till.world.clock.shift(120.0)
         calls = till.calls_of(other)
         (due,) = await calls.claim_due(10)
 
         assert await calls._holds.abandon(due)
+        till.service.open_gate("hold")
         answer = await asyncio.gather(inviting, return_exceptions=True)
         await till.work_on()
 
