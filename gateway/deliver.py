@@ -17,6 +17,7 @@ from gateway.broker import BrokerUnavailable, Publication
 from gateway.deadline_loop import DeadlineLoop
 from gateway.frames import push_body
 from gateway.outbox_loop import OutboxLoop
+from gateway.platform_code import PlatformCode
 from gateway.tasks import for_ever
 from persistence.abandoned import AbandonedTransactions
 from persistence.errors import StoreError
@@ -117,6 +118,8 @@ class Deliverer:
             spawn=publisher.spawn,
             deliver=self._deliver,
         )
+        # Well within the lease, so that nobody takes over what is still running.
+        self._platform = PlatformCode(store.options.lease_s / 2, store.clock.monotonic_s)
         self._room_pass_s = room_pass_s
         self._cache_deadline_s = cache_deadline_s
         # Bounds what a burst (a stream that ends with a thousand invitations) asks of MongoDB.
@@ -203,19 +206,9 @@ class Deliverer:
                     agreed = "agreed" if effect.record["agreed"] else "not_agreed"
                     self._telemetry.goals_ended.labels(agreed).inc()
             case Invoke():
-                await self._invoke(effect, occurrence)
+                await self._platform.run(effect.handler, occurrence)
             case _:
                 pass
-
-    async def _invoke(self, effect: Invoke, occurrence: Occurrence) -> None:
-        """Awaits the platform's own code; what it raises, or that it hangs, postpones delivery."""
-        try:
-            # Well within the lease, so that nobody takes over what is still running.
-            async with asyncio.timeout(self._store.options.lease_s / 2):
-                await effect.handler(occurrence)
-        except Exception as error:
-            _log.exception("platform_receiver_failed", event_id=occurrence.event_id)
-            raise DeliveryFailed(f"{type(error).__name__} in the platform's receiver") from error
 
     async def _authorize_room(self, effect: AuthorizeRoom) -> None:
         """Pushes `stream.authorized` to everyone who is in the streamer's room at present."""
