@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+import uvloop
 from pymongo import MongoClient
 
 from persistence.embedded_mongod import mongod_path, start_replica_set
@@ -58,10 +59,16 @@ def closed_when_cancelled() -> Iterator[None]:
 
     PyMongo leaves it to the collector, whose complaint hits whatever test runs at that moment.
     """
-    connect = asyncio.SelectorEventLoop.sock_connect
+    with pytest.MonkeyPatch.context() as patch:
+        for loop_class in (asyncio.SelectorEventLoop, uvloop.Loop):
+            closing = _closing_when_cancelled(loop_class.sock_connect)
+            patch.setattr(loop_class, "sock_connect", closing)
+        yield
 
+
+def _closing_when_cancelled(connect: Any) -> Any:
     async def sock_connect(
-        loop: asyncio.SelectorEventLoop, sock: socket.socket, address: Any
+        loop: asyncio.AbstractEventLoop, sock: socket.socket, address: Any
     ) -> None:
         try:
             await connect(loop, sock, address)
@@ -69,9 +76,7 @@ def closed_when_cancelled() -> Iterator[None]:
             sock.close()
             raise
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asyncio.SelectorEventLoop, "sock_connect", sock_connect)
-        yield
+    return sock_connect
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import TYPE_CHECKING
 
 import pytest
+import uvloop
 
 from tests.conftest import require
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def test_a_missing_part_skips_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +37,7 @@ def test_a_part_that_is_there_lets_the_test_run(monkeypatch: pytest.MonkeyPatch)
     require(part_present=True, reason="there is no Chromium")
 
 
-async def test_a_connect_that_is_cancelled_closes_its_socket() -> None:
+async def cancel_a_connect() -> None:
     loop = asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:
         address = deaf.getsockname()
@@ -48,3 +53,11 @@ async def test_a_connect_that_is_cancelled_closes_its_socket() -> None:
                 await connecting
 
             assert late.fileno() == -1
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_connect_that_is_cancelled_closes_its_socket(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(cancel_a_connect())
