@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from typing import TYPE_CHECKING
 
 import redis.asyncio
 
 from persistence.embedded_process import free_port
 from tests.e2e.gateway_process import START_DEADLINE_S, Gateway
+from tests.gateway.harness import until_yes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -24,13 +24,6 @@ if TYPE_CHECKING:
 NONSENSE = 2_000
 
 
-def wait_until_ready(gateway: Gateway) -> None:
-    give_up_at_s = time.monotonic() + START_DEADLINE_S
-    while not gateway.is_ready():
-        assert time.monotonic() < give_up_at_s
-        time.sleep(0.02)
-
-
 @contextlib.asynccontextmanager
 async def running_into_a_pipe(gateway: Gateway) -> AsyncIterator[int]:
     """Runs a gateway whose log goes into a pipe, and brings the end to read from."""
@@ -41,7 +34,7 @@ async def running_into_a_pipe(gateway: Gateway) -> AsyncIterator[int]:
     )
     os.close(theirs)
     try:
-        await asyncio.to_thread(wait_until_ready, gateway)
+        await until_yes(lambda: asyncio.to_thread(gateway.is_ready), within_s=START_DEADLINE_S)
         yield ours
     finally:
         child.kill()

@@ -68,9 +68,11 @@ async def until(
             await asyncio.sleep(every_s)
 
 
-async def until_yes(question: Callable[[], Awaitable[object]]) -> None:
+async def until_yes(
+    question: Callable[[], Awaitable[object]], *, within_s: float = PATIENCE_S
+) -> None:
     """As `until`, for what has to be asked for: of a Redis, of another process."""
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(within_s):
         while not await question():  # noqa: ASYNC110  nobody tells us here either
             await asyncio.sleep(0.005)
 
