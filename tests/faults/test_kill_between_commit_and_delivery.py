@@ -58,11 +58,16 @@ class Doomed:
             with contextlib.suppress(*DIED):
                 await self.gateway.call(method, path, user_id=user_id, role=role, body=body)
             assert await watcher.wait_closed() == 1006  # nobody said good-bye
-        await asyncio.to_thread(self.gateway.kill)  # it is dead; this waits until it is gone
+        await self.until_gone()
+
+    async def until_gone(self) -> None:
+        """Waits for its process: whose sockets are closed may be ending still."""
+        assert not self.armed_by.exists(), "it never crashed"
+        await asyncio.to_thread(self.gateway.kill)
 
     async def restart(self) -> None:
         """Starts it again on the same stores; it does not crash any more."""
-        assert not self.armed_by.exists(), "it never crashed"
+        await self.until_gone()
         await self.gateway.restart()
 
 

@@ -38,7 +38,7 @@ BLOCKED_MS = 3_000
 # At the same time, so that commands share transactions.
 STREAMERS = 8
 SHOWS = 2
-PATIENCE_S = 90.0
+PATIENCE_S = 50.0
 
 NO_SUCH_TRANSACTION = 251
 WRITE_CONFLICT = 112
@@ -239,11 +239,12 @@ async def test_while_all_sessions_are_killed_again_and_again_each_command_is_don
                 await insist(world.ask, name, goal_id, by=session.user.id)
 
     sessions = [await world.session(f"streamer{number}") for number in range(STREAMERS)]
-    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as streamers:
-        for session in sessions:
-            streamers.create_task(play(session))
-
-    assert interrupted
+    async with asyncio.timeout(PATIENCE_S):
+        # Until it has mattered: kills that come between the commands interrupt none.
+        while not interrupted:
+            async with asyncio.TaskGroup() as streamers:
+                for session in sessions:
+                    streamers.create_task(play(session))
 
 
 DATABASE_COMMANDS = ["find", "update", "insert", "findAndModify", "commitTransaction"]
