@@ -4,6 +4,8 @@ What every broker promises:
 
 - **At most once.** A publication reaches each subscribed node once or, when the broker fails in
   between, not at all. `on_gap` says that some may have been missed.
+- **Recoverable publications**, and they alone, also reach a node whose subscriptions were broken
+  meanwhile: once, in their order among themselves, before `on_gap`. The broker keeps the last ones.
 - **Order.** Publications of one channel arrive everywhere in the order in which the broker
   accepted them. Calls for one channel take effect in the order in which they are made.
 - **Last events.** The last event of a cache channel is kept in the same atomic step in which it
@@ -70,7 +72,8 @@ class Broker(Protocol):
         Args:
             on_publication: Called with app id, channel, body, excluded socket id.
             on_control: Called with what any node gave to `publish_control`.
-            on_gap: Called when all subscriptions stand again after a time without.
+            on_gap: Called when all subscriptions stand again after a time without, and what is
+                recoverable of it has been told.
         """
 
     async def stop(self) -> None:
@@ -92,6 +95,13 @@ class Broker(Protocol):
         Raises:
             BrokerUnavailable: It can't; the future fails with it when the broker has not accepted
                 all of them in time.
+        """
+
+    def publish_recoverable(self, publications: Sequence[Publication]) -> asyncio.Future[Any]:
+        """As `publish`, for nodes that can't hear it now, too; nobody is excluded.
+
+        Raises:
+            BrokerUnavailable: As `publish`.
         """
 
     async def publish_told(self, publication: Publication, hook: bytes, event: bytes) -> None:
@@ -178,6 +188,10 @@ class MemoryBroker:
         accepted: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         accepted.set_result(None)
         return accepted
+
+    def publish_recoverable(self, publications: Sequence[Publication]) -> asyncio.Future[Any]:
+        """See `Broker`: here nothing is missed."""
+        return self.publish(publications)
 
     async def publish_told(self, publication: Publication, hook: bytes, event: bytes) -> None:
         """See `Broker`; in memory there are no webhooks."""

@@ -203,6 +203,13 @@ class Node:
         await self.send(publications)
         self.telemetry.publications_sent.inc(len(publications))
 
+    async def publish_recoverable(self, publications: Sequence[Publication]) -> None:
+        """As `publish`, for nodes that can't hear it now, too; see `Broker.publish_recoverable`."""
+        if not publications:
+            return
+        await self._broker.publish_recoverable(publications)
+        self.telemetry.publications_sent.inc(len(publications))
+
     async def publish_told(self, publication: Publication, hook: bytes, event: bytes) -> None:
         """Publishes a client event that a webhook tells of; see `Broker.publish_told`.
 

@@ -37,8 +37,8 @@ class NodePublisher:
         self._starting = False
 
     async def publish(self, publications: Sequence[Publication]) -> None:
-        """Publishes; raises `BrokerUnavailable`."""
-        await self._node.publish(publications)
+        """Publishes what commits tell, recoverably; raises `BrokerUnavailable`."""
+        await self._node.publish_recoverable(publications)
 
     async def drop_channel_data(self, streamer_id: str) -> None:
         """Drops cached channel data on every node; raises `BrokerUnavailable`."""

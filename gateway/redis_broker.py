@@ -8,9 +8,10 @@ A publication travels as version byte, length of the excluded socket id, that id
 
 Redis tells nobody that it has stopped answering: a frozen server keeps its connections. So the
 node publishes to itself every second; if none of the last few has come back, both links are torn
-down and made anew. After a reconnect everything wanted is subscribed again and, when the
-last confirmation is in, `on_gap` is called: what was published in between is lost. Until then
-publishing is refused, because this node itself would miss it.
+down and made anew. After a reconnect everything wanted is subscribed again. When the last
+confirmation is in, what was published in between is told by `gateway.redis_recovery` where it is
+recoverable, and lost where it is not; then `on_gap` is called. Until the confirmation publishing is
+refused, because this node itself would miss it.
 
 Source: docs/decisions.md (measured), docs/architecture.md.
 """
@@ -26,6 +27,7 @@ from gateway.broker import BrokerUnavailable
 from gateway.channels import is_cache_channel
 from gateway.redis_commands import RedisCommands, Script
 from gateway.redis_link import RedisAddress, Supervisor, packed
+from gateway.redis_recovery import Recovery
 from gateway.tasks import Tasks
 from gateway.webhooks import BEHIND
 
@@ -75,6 +77,8 @@ class RedisBroker:
         self._tasks = Tasks()
         self.commands = RedisCommands(address, timeout_s)
         self.commands.use_scripts(_CACHE_PUBLISH, _PUBLISH_TOLD)
+        self._recovery = Recovery(self.commands, prefix, self._on_recoverable)
+        self._catching_up: asyncio.Task[None] | None = None
         self._supervisor = Supervisor(
             address, "subscriptions", timeout_s, self._on_answer, self._on_up, self._on_down
         )
@@ -135,8 +139,9 @@ class RedisBroker:
         """Publishes to this node's own channel; tears down links that have gone silent."""
         while True:
             self._give_up_if_silent()
-            self.commands.post(packed("PUBLISH", self._own, b""))
+            self.commands.post(packed("PUBLISH", self._own, b"@" + self._recovery.latest))
             self._unheard_beats += 1
+            self._recovery.look()
             await asyncio.sleep(HEARTBEAT_EVERY_S)
 
     def _give_up_if_silent(self) -> None:
@@ -188,6 +193,9 @@ class RedisBroker:
     def _on_down(self) -> None:
         self._whole = False
         self._unconfirmed.clear()
+        self._recovery.broken()
+        if self._catching_up is not None:
+            self._catching_up.cancel()
 
     def _on_answer(self, answer: Answer) -> None:
         """Takes what the listening link brings: publications, confirmations."""
@@ -219,7 +227,11 @@ class RedisBroker:
         self._heard()
         self._became_whole.set()
         again, self._was_whole = self._was_whole, True
-        if again:
+        self._catching_up = self._tasks.spawn(self._catch_up(gap=again), "redis_catch_up")
+
+    async def _catch_up(self, *, gap: bool) -> None:
+        await self._recovery.catch_up()
+        if gap:
             self._on_gap()
 
     def _heard(self) -> None:
@@ -233,15 +245,27 @@ class RedisBroker:
                 log.warning("publication_of_unknown_version", channel=target[1])
                 return
             body_at = 2 + value[1]
-            excluded = value[2:body_at].decode() if body_at > 2 else None
-            self._on_publication(target[0], target[1], value[body_at:], excluded)
+            excluded = value[2:body_at] if body_at > 2 else b""
+            if b"-" in excluded:
+                self._recovery.heard(excluded, name, value[body_at:])
+                return
+            socket_id = excluded.decode() or None
+            self._on_publication(target[0], target[1], value[body_at:], socket_id)
         elif name == self._own:
             self._heard()
+            if value[:1] == b"@":
+                self._recovery.came_round(value[1:])
+                return
             fence = self._fences.pop(value, None)
             if fence is not None and not fence.done():
                 fence.set_result(None)
         elif name == self._control:
             self._on_control(value)
+
+    def _on_recoverable(self, name: bytes, body: bytes) -> None:
+        target = self._wanted.get(name)
+        if target is not None:
+            self._on_publication(*target, body, None)
 
     # Publishing
 
@@ -268,6 +292,12 @@ class RedisBroker:
         """See `Broker`."""
         name = redis_name(self._prefix, publication.app_id, publication.channel)
         await self._publish([_PUBLISH_TOLD.call(name, encoded(publication), hook, event)])
+
+    def publish_recoverable(self, publications: Sequence[Publication]) -> asyncio.Future[Any]:
+        """See `Broker`."""
+        prefix = self._prefix
+        named = [(redis_name(prefix, one.app_id, one.channel), one.body) for one in publications]
+        return self._publish([self._recovery.call(named)])
 
     async def fence(self) -> None:
         """See `Broker`."""

@@ -21,14 +21,18 @@ from cryptography.x509.oid import NameOID
 from gateway.broker import BrokerUnavailable, MemoryBroker, MemoryBus, Publication
 from gateway.redis_broker import HEARTBEAT_MAX_S, RedisBroker
 from gateway.redis_link import packed
+from gateway.redis_recovery import Position, Recovery
 from persistence.embedded_process import free_port
 from persistence.embedded_redis import RedisServer, redis_server_path
 from tests.conftest import require
 from tests.gateway.harness import Recorder, until, until_accepted
+from tests.lifeline import Lifeline
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
+
+    from redis.asyncio import Redis
 
     from gateway.broker import Broker
     from persistence.embedded_process import ServerGuard
@@ -66,12 +70,12 @@ class Listener(Recorder):
 
 
 @contextlib.asynccontextmanager
-async def redis_brokers(url: str, timeout_s: float = 1.0) -> AsyncIterator[Callable[[], Listener]]:
-    """Makes brokers of one installation and stops them."""
+async def redis_brokers(url: str, timeout_s: float = 1.0) -> AsyncIterator[Callable[..., Listener]]:
+    """Makes brokers of one installation and stops them; one may reach Redis by another URL."""
     prefix = f"test-{secrets.token_hex(6)}"
     made: list[Listener] = []
 
-    def make() -> Listener:
+    def make(url: str = url) -> Listener:
         broker = RedisBroker(url, prefix, f"node{len(made)}", timeout_s)
         made.append(Listener(broker))
         return made[-1]
@@ -185,6 +189,28 @@ async def test_subscribing_twice_and_unsubscribing_the_unknown_change_nothing(
     await node.broker.publish([Publication("1", "c", b"y")])
 
     assert await node.got(2) == [b"x", b"y"]
+
+
+async def test_what_is_recoverable_is_a_publication_like_any_other(
+    nodes: Callable[[], Awaitable[Listener]],
+) -> None:
+    one, two, other = await nodes(), await nodes(), await nodes()
+    for node in (one, two):
+        await node.broker.subscribe("1", "c")
+    await other.broker.subscribe("1", "d")
+    body = bytes(range(256))
+
+    await one.broker.publish([Publication("1", "c", b"first")])
+    await one.broker.publish_recoverable(
+        [Publication("1", "c", body), Publication("1", "d", b"{}"), Publication("1", "c", b"-")]
+    )
+    await one.broker.publish([Publication("1", "c", b"last", "1.2")])
+
+    await other.got(1)
+    for node in (one, two):
+        assert await node.got(4) == [b"first", body, b"-", b"last"]
+        assert [excluded for *_, excluded in node.publications] == [None, None, None, "1.2"]
+    assert other.publications == [("1", "d", b"{}", None)]
 
 
 async def test_a_control_message_reaches_every_node_its_sender_included(
@@ -341,6 +367,143 @@ async def test_a_lost_connection_is_made_again_with_every_subscription_and_a_gap
         await node.broker.subscribe("1", "new")
 
 
+@contextlib.asynccontextmanager
+async def cut_off(redis_url: str) -> AsyncIterator[tuple[Listener, Listener, Lifeline, Redis]]:
+    """A node whose line to Redis can be cut, and one whose line can't; "a" and "b" are heard."""
+    async with (
+        Lifeline(redis_url) as line,
+        redis_brokers(redis_url) as make,
+        redis.asyncio.Redis.from_url(redis_url) as admin,
+    ):
+        node, other = make(line.url), make()
+        for listener in (node, other):
+            await listener.start()
+        for channel in ("a", "b"):
+            await node.broker.subscribe("1", channel)
+        yield node, other, line, admin
+
+
+def recoverable(*bodies: str) -> list[Publication]:
+    """Publications; the channel is a body's first letter."""
+    return [Publication("1", body[0], body.encode()) for body in bodies]
+
+
+def recovery(listener: Listener) -> Recovery:
+    assert isinstance(listener.broker, RedisBroker)
+    return listener.broker._recovery
+
+
+async def entries(admin: Redis, listener: Listener) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """The last entry that is kept."""
+    found: Any = await admin.xrevrange(recovery(listener)._key, count=1)
+    return list(found)
+
+
+async def test_a_node_that_was_cut_off_is_told_what_was_recoverable_once_and_in_order(
+    redis_url: str,
+) -> None:
+    async with cut_off(redis_url) as (node, other, line, _):
+        await other.broker.publish_recoverable(recoverable("a1", "c2", "b3"))
+        await node.got(2)
+
+        line.cut()
+        await until(lambda: not node.broker.alive)
+        await other.broker.publish_recoverable(recoverable("a4", "c5"))
+        await other.broker.publish([Publication("1", "a", b"not recoverable")])
+        await other.broker.publish_recoverable(recoverable("b6"))
+        line.mend()
+        await node.until(lambda: node.gaps == 1)
+
+        assert await node.got(4) == [b"a1", b"b3", b"a4", b"b6"]
+        await other.broker.publish_recoverable(recoverable("a7"))
+        assert await node.got(5) == [b"a1", b"b3", b"a4", b"b6", b"a7"]
+
+
+async def test_what_comes_live_while_a_node_catches_up_comes_behind_what_it_missed(
+    redis_url: str,
+) -> None:
+    async with cut_off(redis_url) as (node, other, line, _):
+        numbers = iter(range(10_000))
+
+        async def some(count: int) -> None:
+            batch = [f"a{next(numbers)}" for _ in range(count)]
+            await other.broker.publish_recoverable(recoverable(*batch))
+
+        await some(1)
+        await node.got(1)
+        line.cut()
+        await until(lambda: not node.broker.alive)
+        for _ in range(10):
+            await some(200)
+        line.mend()
+        while not node.gaps:
+            await some(3)
+        await some(1)
+
+        total = next(numbers)
+        assert await node.got(total) == [f"a{number}".encode() for number in range(total)]
+        assert len(node.publications) == total
+
+
+async def test_what_was_published_before_a_node_listened_is_not_told_to_it_at_a_gap(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has heard nothing itself: its heartbeats tell it how far the others had come."""
+    monkeypatch.setattr("gateway.redis_broker.HEARTBEAT_EVERY_S", 0.02)
+    async with cut_off(redis_url) as (node, other, line, admin):
+        await other.broker.publish_recoverable(recoverable("c1", "c2"))
+        [(last, _)] = await entries(admin, node)
+        await until(lambda: recovery(node)._position == Position.of(last))
+        await node.broker.subscribe("1", "c")
+
+        line.cut()
+        await until(lambda: not node.broker.alive)
+        await other.broker.publish_recoverable(recoverable("c3"))
+        line.mend()
+        await node.until(lambda: node.gaps == 1)
+
+        assert node.publications == [("1", "c", b"c3", None)]
+
+
+async def test_a_stream_that_began_anew_with_an_older_clock_is_told_from_its_beginning(
+    redis_url: str,
+) -> None:
+    async with cut_off(redis_url) as (node, other, line, admin):
+        await other.broker.publish_recoverable(recoverable("a1"))
+        await node.got(1)
+
+        line.cut()
+        await until(lambda: not node.broker.alive)
+        key = recovery(node)._key
+        [(_, fields)] = await entries(admin, node)
+        await admin.delete(key)
+        await admin.xadd(key, dict.fromkeys(fields, "a2"), id="5-1")
+        line.mend()
+        await node.until(lambda: node.gaps == 1)
+
+        assert await node.got(2) == [b"a1", b"a2"]
+
+
+async def test_of_what_is_recoverable_the_last_is_kept_and_not_for_ever(redis_url: str) -> None:
+    async with cut_off(redis_url) as (node, other, _, admin):
+        for _ in range(44):
+            await other.broker.publish_recoverable(recoverable(*["c"] * 500))
+
+        assert 20_000 <= await admin.xlen(recovery(node)._key) < 21_000
+        assert 590_000 < await admin.pttl(recovery(node)._key) <= 600_000
+
+
+async def test_a_redis_that_can_keep_nothing_still_carries_what_is_recoverable(
+    own_redis: RedisServer,
+) -> None:
+    async with cut_off(own_redis.url) as (node, other, _, admin):
+        await admin.config_set("maxmemory", 1000)
+
+        await other.broker.publish_recoverable(recoverable("a1", "a2"))
+
+        assert await node.got(2) == [b"a1", b"a2"]
+
+
 async def test_without_its_link_for_commands_a_broker_is_not_alive(redis_url: str) -> None:
     async with redis_brokers(redis_url) as make, redis.asyncio.Redis.from_url(redis_url) as admin:
         node = make()
@@ -380,8 +543,20 @@ async def test_a_restarted_redis_is_found_again(own_redis: RedisServer) -> None:
         assert node.broker.alive
 
 
+async def any_write(broker: RedisBroker) -> str:
+    """Such as the renewal of the lease."""
+    return str((await broker.commands.run(packed("SET", "a", "b")))[0])
+
+
+async def a_recoverable_publication(broker: RedisBroker) -> str:
+    with pytest.raises(BrokerUnavailable) as refused:
+        await broker.publish_recoverable([Publication("1", "c", b"lost")])
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("telling", [any_write, a_recoverable_publication])
 async def test_a_redis_that_became_a_replica_is_left_until_it_is_none(
-    own_redis: RedisServer,
+    own_redis: RedisServer, telling: Callable[[RedisBroker], Awaitable[str]]
 ) -> None:
     """What is published at a replica, those at the new primary never hear."""
     async with (
@@ -394,8 +569,7 @@ async def test_a_redis_that_became_a_replica_is_left_until_it_is_none(
         await admin.replicaof("127.0.0.1", "1")
 
         assert isinstance(node.broker, RedisBroker)
-        # Any write tells it, such as the renewal of the lease.
-        refused = await node.broker.commands.run(packed("SET", "a", "b"))
+        refused = await telling(node.broker)
         await until(lambda: not node.broker.alive)
         with pytest.raises(BrokerUnavailable):
             await node.broker.publish([Publication("1", "c", b"x")])
@@ -406,7 +580,7 @@ async def test_a_redis_that_became_a_replica_is_left_until_it_is_none(
         await node.until(lambda: node.gaps == 1)
         await until_accepted(lambda: node.broker.publish([Publication("1", "c", b"back")]))
 
-        assert str(refused[0]).startswith("READONLY")
+        assert "READONLY" in refused
         assert await node.got(1) == [b"back"]
 
 

@@ -16,6 +16,7 @@ from tests.e2e.fixtures import (  # noqa: F401  pytest finds fixtures by name
     books,
     gateway_with,
     shared_gateway,
+    stage_with,
     stores,
 )
 from tests.faults.failpoints import DEADLINE_S
