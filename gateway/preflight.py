@@ -240,28 +240,39 @@ async def _mongodb(settings: Settings) -> Finding:
         return _bad(name, "must be the address of a MongoDB replica set")
     with warnings.catch_warnings(record=True) as ignored:
         warnings.simplefilter("always")
-        report = await examine_mongodb(settings.mongodb_url, _TIMEOUT_S)
+        report = await examine_mongodb(settings.mongodb_url, settings.mongodb_database, _TIMEOUT_S)
     # The driver goes on without an option that it does not know, or whose value it can't read;
     # `tls` may be one.
     passed_over = [str(one.message) for one in ignored if issubclass(one.category, UserWarning)]
     if passed_over:
         return _bad(name, passed_over[0].partition(". ")[0])
-    return _judged(name, report)
+    return _judged(name, settings.mongodb_database, report)
 
 
-def _judged(name: str, report: MongodbReport) -> Finding:
-    if report.fault is not None:
-        return _bad(name, f"MongoDB can't be reached: {report.fault}")
-    if not report.transactions:
-        return _bad(
-            name, "is no replica set, which transactions need: mongod --replSet …, rs.initiate()"
-        )
+def _judged(name: str, database: str, report: MongodbReport) -> Finding:
+    fault = _unusable(database, report)
+    if fault is not None:
+        return _bad(name, fault)
     text = f"MongoDB {report.version}, replica set"
     if _numbers(report.version) < _MIN_MONGODB:
         return _bad(name, f"{text}; 6 is the oldest that works")
     if _numbers(report.version) < _ADVISED_MONGODB:
         return _advice(name, f"{text}; 7 or newer is advised")
     return _good(name, text)
+
+
+def _unusable(database: str, report: MongodbReport) -> str | None:
+    """Why a MongoDB of whatever version is of no use, None when it is."""
+    if report.fault is not None:
+        return f"MongoDB can't be reached: {report.fault}"
+    if not report.transactions:
+        return "is no replica set, which transactions need: mongod --replSet …, rs.initiate()"
+    if report.stranger:
+        return "MongoDB lets nobody in without a user: mongodb://user:password@…"
+    if report.lacking:
+        text = f"its user may not {', '.join(report.lacking)} in the database {database}"
+        return f"{text}; grant it the role readWrite there"
+    return None
 
 
 async def _redis(settings: Settings) -> list[Finding]:

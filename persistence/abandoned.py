@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import structlog
 from pymongo.errors import OperationFailure
 
+from persistence.errors import in_short
 from persistence.store import application_name
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ _log = structlog.get_logger(__name__)
 _RESTS_S = 0.2
 # Unauthorized, CommandNotSupported, and what a hosted MongoDB answers instead.
 _REFUSALS = frozenset({13, 115, 8000})
+# Between two questions to a server that refuses them: rights may be given while this runs.
+_ASK_AGAIN_S = 60.0
 
 
 class AbandonedTransactions:
@@ -39,7 +42,8 @@ class AbandonedTransactions:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._allowed = True
+        self._refused = False
+        self._asks_from_s = 0.0
         self._name = application_name(store.database_name, store.owner)
 
     async def free_predecessors(self) -> int:
@@ -105,7 +109,7 @@ class AbandonedTransactions:
 
     async def _free(self, find: Callable[[], Awaitable[list[Row]]]) -> int:
         """Kills the sessions found; tells how many."""
-        if not self._allowed:
+        if self._store.clock.monotonic_s() < self._asks_from_s:
             return 0
         async with self._store.reading():
             try:
@@ -119,9 +123,12 @@ class AbandonedTransactions:
                     raise
                 # Not every hosted MongoDB lets a user see his own operations: then the server's
                 # own limit has to do, as it would without this.
-                self._allowed = False
-                _log.warning("abandoned_transactions_not_seen", why=str(error)[:200])
+                if not self._refused:
+                    _log.warning("abandoned_transactions_not_seen", why=in_short(error))
+                self._refused = True
+                self._asks_from_s = self._store.clock.monotonic_s() + _ASK_AGAIN_S
                 return 0
+        self._refused = False
         if found:
             names = sorted({one["appName"] for one in found})
             _log.info("abandoned_transactions_freed", of=names, count=len(found))

@@ -9,6 +9,18 @@ StoreError
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
+from pymongo.errors import BulkWriteError, PyMongoError
+
+# What the driver raises for an address that it can't make sense of, or for a file of
+# certificates in it that can't be read.
+UNUSABLE_ADDRESS: Final = (PyMongoError, ValueError, OSError)
+
+# The server repeats the whole command, with what is in it.
+_REFUSED_COMMAND = re.compile(r" to execute command \{ (\w+).*", re.DOTALL)
+
 
 class StoreError(Exception):
     """Base of this package's errors."""
@@ -32,3 +44,17 @@ class StoreDamaged(StoreError):
 
 class Conflict(Exception):
     """Another write came between a decision and its commit."""
+
+
+def in_short(error: BaseException) -> str:
+    """What the driver's error says, in one line.
+
+    Its own text goes on with the server's whole answer, with topologies and timeouts, and of a
+    command that the user is not allowed with all that was to be written.
+    """
+    text = str(error)
+    if isinstance(error, BulkWriteError):
+        faults = [*error.details["writeErrors"], *error.details["writeConcernErrors"]]
+        text = str(faults[0]["errmsg"]) if faults else text
+    text = text.partition(", full error: ")[0].partition(", Timeout:")[0].partition("\n")[0]
+    return _REFUSED_COMMAND.sub(r" to run \1", text)[:300] or type(error).__name__

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from persistence.errors import StoreUnavailable
+from persistence.errors import StoreUnavailable, in_short
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -100,7 +100,7 @@ class Shared(Generic[Item, Result]):
                         self._tell(each, [])
                 except BaseException as error:
                     for each in _still_there(others):
-                        why = f"the work that was shared failed: {error!r}"
+                        why = f"the work that was shared failed: {in_short(error)}"
                         each.told.set_exception(StoreUnavailable(why))
                     raise
                 else:

@@ -35,7 +35,7 @@ from persistence.documents import (
     Session,
 )
 from persistence.driver_wait import mend_driver_wait
-from persistence.errors import Conflict, StoreUnavailable
+from persistence.errors import UNUSABLE_ADDRESS, Conflict, StoreUnavailable, in_short
 from persistence.turns import Turns
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ class Store:
     @property
     def admin(self) -> AsyncDatabase[Row]:
         """MongoDB's own database, for commands about the server."""
-        return self._client.admin
+        return self._client.get_database("admin", read_concern=ReadConcern("local"))
 
     @property
     def _collections(self) -> _Collections:
@@ -250,7 +250,7 @@ class Store:
             await store.follow_time()
         except PyMongoError as error:
             await client.close()
-            raise StoreUnavailable(f"MongoDB can't be used: {_first_line(error)}") from error
+            raise StoreUnavailable(f"MongoDB can't be used: {in_short(error)}") from error
         except StoreUnavailable:
             await client.close()
             raise
@@ -381,13 +381,16 @@ def _client(url: str, name: str, options: StoreOptions) -> AsyncMongoClient[Row]
             maxPoolSize=options.pool_size,
             retryWrites=True,
             retryReads=True,
+            # What an address prefers for other programs: a secondary's answers are too old to
+            # decide by, and it gives none that is certain.
+            readPreference="primary",
             appname=name,
             serverSelectionTimeoutMS=int(options.deadline_s * 1000),
             connectTimeoutMS=int(options.deadline_s * 1000),
             heartbeatFrequencyMS=2000,
         )
-    except PyMongoError as error:
-        raise StoreUnavailable(f"MongoDB can't be used: {_first_line(error)}") from error
+    except UNUSABLE_ADDRESS as error:
+        raise StoreUnavailable(f"MongoDB can't be used: {in_short(error)}") from error
 
 
 class _folded_errors:  # noqa: N801 - reads as a keyword
@@ -400,7 +403,7 @@ class _folded_errors:  # noqa: N801 - reads as a keyword
         if isinstance(error, DuplicateKeyError):
             return
         if isinstance(error, PyMongoError):
-            raise StoreUnavailable(_first_line(error)) from error
+            raise StoreUnavailable(in_short(error)) from error
         if isinstance(error, TimeoutError):
             raise StoreUnavailable("MongoDB did not answer in time") from error
 
@@ -412,7 +415,3 @@ def _check_replica_set(hello: Row) -> None:
             "MongoDB must run as a replica set, since transactions need one: "
             "start mongod with --replSet and run rs.initiate()"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].partition(", Timeout:")[0][:300]

@@ -13,17 +13,18 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pymongo import MongoClient
 
+from persistence.abandoned import AbandonedTransactions
 from persistence.errors import StoreUnavailable
 from persistence.intents import Done
+from persistence.store import application_name
 from statemachine.goal import CommandName
 from tests.faults.failpoints import DEADLINE_S, failing, once
 from tests.persistence.world import goal_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-    from pymongo import MongoClient
 
     from persistence.documents import Session
     from persistence.intents import Answer
@@ -47,6 +48,7 @@ OUT_OF_DISK_SPACE = 14031
 WRITE_CONCERN_FAILED = 64
 ILLEGAL_OPERATION = 20
 MAX_TIME_EXPIRED = 50
+UNAUTHORIZED = 13
 
 
 async def assert_agreed_once(world: World, goal_id: str) -> None:
@@ -245,6 +247,28 @@ async def test_while_all_sessions_are_killed_again_and_again_each_command_is_don
             async with asyncio.TaskGroup() as streamers:
                 for session in sessions:
                     streamers.create_task(play(session))
+
+
+async def test_a_right_that_was_missing_for_a_while_is_used_again_when_it_is_given(
+    world: JudgedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user who was dropped and created anew: what killed processes hold was left for ever."""
+    monkeypatch.setattr("persistence.abandoned._ASK_AGAIN_S", 0.0)
+    abandoned = AbandonedTransactions(world.node.store)
+    name = application_name(world.raw.name, "node9/dead")
+    gone = MongoClient[dict[str, Any]](world.url, appname=name)
+    left = gone.start_session()
+    left.start_transaction()
+    gone[world.raw.name]["goal_records"].insert_one({"_id": "one"}, session=left)
+    gone.close()
+
+    with failing(world, **once(failCommands=["aggregate"], errorCode=UNAUTHORIZED)):
+        assert await abandoned.free_left() == 0
+    async with asyncio.timeout(10):
+        while await abandoned.free_left() == 0:
+            pass
+
+    assert list(world.raw["goal_records"].find()) == []
 
 
 DATABASE_COMMANDS = ["find", "update", "insert", "findAndModify", "commitTransaction"]

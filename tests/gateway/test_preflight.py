@@ -11,7 +11,10 @@ import pytest
 
 from gateway.preflight import apps_of, check_files, check_servers, check_settings, refusals
 from gateway.settings import DEMO_JWT_SECRET, Settings, SettingsError
+from persistence.clock import Clock
 from persistence.diagnosis import examine_mongodb
+from persistence.errors import StoreUnavailable
+from persistence.store import Store, StoreOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,9 +164,18 @@ async def test_servers_that_can_not_be_reached_are_refused_one_line_each(
     assert not any("\n" in line or "hush" in line for line in lines)
 
 
-@pytest.mark.parametrize("url", ["", "http://x", "mongodb://", "mongodb://a b", "mongodb://h:x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "http://x", "mongodb://", "mongodb://a b", "mongodb://h:x"),
+        "mongodb://h/?tls=true&tlsCAFile=/no/such.pem",
+        f"mongodb://h/?tls=true&tlsCAFile={__file__}",
+    ],
+)
 async def test_what_is_no_address_of_a_mongodb_is_a_finding_not_a_fault(url: str) -> None:
-    report = await examine_mongodb(url, 0.1)
+    report = await examine_mongodb(url, "duet", 0.1)
+    with pytest.raises(StoreUnavailable):
+        await Store.open(url, "duet", Clock(), StoreOptions(deadline_s=0.01))
 
     assert report.fault
     assert "\n" not in report.fault

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from pymongo import MongoClient
@@ -23,10 +23,7 @@ from persistence.embedded_process import free_port
 from persistence.errors import Conflict, StoreOverloaded, StoreUnavailable
 from persistence.store import Store, StoreOptions, application_name
 from statemachine.goal import CommandName
-from tests.persistence.world import code_of
-
-if TYPE_CHECKING:
-    from tests.persistence.world import World
+from tests.persistence.world import World, code_of
 
 
 async def test_a_store_answers(world: World) -> None:
@@ -272,6 +269,23 @@ async def test_what_a_process_left_open_that_is_gone_is_ended_within_a_moment(
         await session.commit_transaction()
 
     assert world.documents()["goal_records"] == [{"_id": "alive", "by": "alive"}, {"_id": "gone"}]
+
+
+async def test_reads_go_to_the_primary_whatever_the_address_prefers(
+    mongodb_url: str, mongodb_database_name: str, mongodb_client: MongoClient[dict[str, Any]]
+) -> None:
+    """There is no secondary here; where there are, each refusal and delivery would fail there."""
+    preferred = "readPreference=secondary&readConcernLevel=majority"
+    url = f"{mongodb_url}{'&' if '?' in mongodb_url else '/?'}{preferred}"
+    world = World(url, mongodb_client[mongodb_database_name])
+    node = await world.add_node()
+
+    agreed = await world.ask(CommandName.AGREE, await world.invited(await world.session()))
+    freed = await AbandonedTransactions(node.store).free_left()
+    await world.close()
+
+    assert code_of(agreed) == "ok"
+    assert freed == 0
 
 
 # A flood
