@@ -35,6 +35,11 @@ log = structlog.get_logger(__name__)
 # How errors of a server begin, or a script's in it, that only follows another one.
 _SAID_BY_REPLICAS: Final = ("READONLY ", "MASTERDOWN ")
 
+# How long after a call was given up a link may still answer nothing, and be kept. The heartbeat of
+# the broker notices a frozen server sooner; it is heard over another link, so that what takes away
+# the answers of this one alone (a proxy that got stuck) would never be noticed.
+_SILENT_MOST_S: Final = 4.0
+
 # Commands without an answer; a frozen server must not make the queue grow for ever.
 _WAITING_MAX: Final = 20_000
 
@@ -136,6 +141,7 @@ class RedisCommands:
         "_loop",
         "_overdue_timer",
         "_scripts",
+        "_silence_timer",
         "_supervisor",
         "_timeout_s",
         "_waiting",
@@ -148,6 +154,7 @@ class RedisCommands:
         self._demoted_callbacks: list[Callable[[], None]] = []
         self._waiting: deque[_Batch] = deque()
         self._overdue_timer: asyncio.TimerHandle | None = None
+        self._silence_timer: asyncio.TimerHandle | None = None
         self._supervisor = Supervisor(
             address, "commands", timeout_s, self._on_answer, self._on_up, self._on_down
         )
@@ -244,6 +251,22 @@ class RedisCommands:
                 self._overdue_timer = self._loop.call_at(batch.due_at, self._tell_overdue)
                 return
             batch.done.set_exception(BrokerUnavailable("Redis does not answer"))
+            self._watch()
+
+    def _watch(self) -> None:
+        """Begins to wait for an answer to what was sent first, if there is nobody who does."""
+        if self._silence_timer is None:
+            first = self._waiting[0]
+            self._silence_timer = self._loop.call_later(
+                _SILENT_MOST_S, self._leave_if_silent, first, len(first.answers)
+            )
+
+    def _leave_if_silent(self, first: _Batch, answers: int) -> None:
+        """Ends a link on which nothing was answered since; a new one is made."""
+        self._silence_timer = None
+        if self._waiting and self._waiting[0] is first and len(first.answers) == answers:
+            log.error("redis_answers_nothing", waiting=len(self._waiting))
+            self.abort()
 
     async def run(self, commands: bytes, count: int = 1) -> list[Answer]:
         """Sends packed commands and returns their answers; an error of one is a value.

@@ -20,6 +20,7 @@ import structlog
 from redis.asyncio.connection import SSLConnection, parse_url
 
 from gateway.backoff import Backoff
+from gateway.outage import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,6 +34,10 @@ Argument: TypeAlias = bytes | str | int
 
 _RETRY_LEAST_S: Final = 0.05
 _RETRY_MOST_S: Final = 2.0
+
+# How a server begins its answer that could not save its data, and so refuses writes. It refuses a
+# PING too, and carries publications all the same.
+_CANT_SAVE: Final = "MISCONF "
 
 
 def packed(*arguments: Argument) -> bytes:
@@ -159,7 +164,8 @@ class RedisLink(asyncio.Protocol):
             if not answered.done():
                 raise ConnectionError("Redis closed the connection")
             answer = answered.result()
-            if isinstance(answer, hiredis.ReplyError) and command is not _ROLE:
+            refused = isinstance(answer, hiredis.ReplyError) and command is not _ROLE
+            if refused and not str(answer).startswith(_CANT_SAVE):
                 raise LinkRefused(str(answer))
             if isinstance(answer, list) and answer[:1] == [b"slave"]:
                 raise LinkRefused("it is a replica, which takes no writes")
@@ -219,6 +225,7 @@ class Supervisor:
         "_on_answer",
         "_on_down",
         "_on_up",
+        "_outage",
         "_purpose",
         "_timeout_s",
         "first_try",
@@ -240,6 +247,9 @@ class Supervisor:
         self._on_answer = on_answer
         self._on_up = on_up
         self._on_down = on_down
+        self._outage = Outage(
+            log.bind(purpose=purpose), "redis_unreachable", "redis_reachable_again"
+        )
         self.link: RedisLink | None = None
         # Set after the first attempt, well or not.
         self.first_try = asyncio.Event()
@@ -247,11 +257,15 @@ class Supervisor:
     async def run(self) -> None:
         """Connects, waits for the end, connects again; ends only by being cancelled."""
         backoff = Backoff(_RETRY_LEAST_S, _RETRY_MOST_S)
+        now = asyncio.get_running_loop().time
         try:
             while True:
                 if await self._connect():
-                    backoff.begin_again()
+                    stands_since = now()
                     await self._until_lost()
+                    # A link that is refused what it is for ends as soon as it stands.
+                    if now() - stands_since >= _RETRY_MOST_S:
+                        backoff.begin_again()
                 self.first_try.set()
                 await backoff.pause()
         finally:
@@ -260,11 +274,13 @@ class Supervisor:
                 self._forget()
 
     async def _connect(self) -> bool:
+        now = asyncio.get_running_loop().time
         try:
             link = await RedisLink.open(self._address, self._on_answer, self._timeout_s)
         except (OSError, TimeoutError, LinkRefused) as error:
-            log.warning("redis_unreachable", purpose=self._purpose, error=str(error) or "timeout")
+            self._outage.failed(now(), error if str(error) else TimeoutError("timeout"))
             return False
+        self._outage.worked(now())
         self.link = link
         log.info("redis_connected", purpose=self._purpose)
         self._on_up(link)

@@ -13,16 +13,20 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local epoch = redis.call('GET', KEYS[2])
-if not epoch then
-  epoch = ARGV[3]
-  redis.call('SET', KEYS[2], epoch)
-end
-
 local lease = redis.call('ZSCORE', KEYS[1], ARGV[1])
 local stood = 0
 if lease and tonumber(lease) > now then
   stood = 1
+end
+
+-- A Redis that is full refuses what may take memory, but not to a script that has written before;
+-- this changes nothing. So no node loses its lease to one that asked when there was a little room.
+redis.call('ZREM', KEYS[1], '')
+
+local epoch = redis.call('GET', KEYS[2])
+if not epoch then
+  epoch = ARGV[3]
+  redis.call('SET', KEYS[2], epoch)
 end
 redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[1])
 

@@ -16,7 +16,8 @@
 -- ARGV[10] event
 --
 -- Returns {-2} when the epoch is another one, {-1} when the channel is full, else {1 if the user
--- was no member before, else 0, members as a flat list of user id and user_info}.
+-- was no member before, else 0, members as a flat list of user id and user_info}. Who makes an
+-- entry again is told of no members: a node does so for each of thousands in one channel.
 
 if ARGV[7] ~= '' and redis.call('GET', KEYS[4]) ~= ARGV[7] then
   return {-2}
@@ -41,5 +42,8 @@ redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
 if first == 1 and ARGV[5] ~= '' then
   redis.call('PUBLISH', ARGV[5], ARGV[6])
   hook_came(ARGV[8], ARGV[9], ARGV[10])
+end
+if limit == 0 then
+  return {first, {}}
 end
 return {first, redis.call('HGETALL', KEYS[1])}

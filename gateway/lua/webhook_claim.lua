@@ -21,6 +21,9 @@ for _, queue in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT'
     redis.call('HDEL', KEYS[3], queue)
     redis.call('HDEL', KEYS[5], queue, queue .. ' told')
   else
+    -- First what a full Redis does not refuse: then it lets the script go on, and the queue, which
+    -- may be what has filled it, is sent and becomes shorter.
+    redis.call('HDEL', KEYS[2], queue)
     redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), queue)
     redis.call('HSET', KEYS[2], queue, ARGV[1])
     claimed[#claimed + 1] = queue

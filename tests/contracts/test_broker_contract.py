@@ -647,6 +647,29 @@ async def test_who_stood_still_himself_does_not_leave_a_redis_that_goes_on(
         assert node.gaps == 0
 
 
+async def test_a_link_whose_commands_are_done_but_never_answered_is_left(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The heartbeat goes out over this link, and comes back over the other one."""
+    monkeypatch.setattr("gateway.redis_commands._SILENT_MOST_S", 0.3)
+    async with redis_brokers(redis_url, timeout_s=0.3) as make:
+        node = make()
+        await node.start()
+        await node.broker.subscribe("1", "c")
+        assert isinstance(node.broker, RedisBroker)
+        commands = node.broker.commands
+        silent = commands._supervisor.link
+
+        commands.post(packed("CLIENT", "REPLY", "OFF"))
+        with pytest.raises(BrokerUnavailable):
+            await node.broker.publish([Publication("1", "c", b"carried")])
+        await until(lambda: commands._supervisor.link not in {silent, None})
+        await until_accepted(lambda: node.broker.publish([Publication("1", "c", b"answered")]))
+
+        assert await node.got(2) == [b"carried", b"answered"]
+        assert node.gaps == 0
+
+
 async def test_publications_of_one_turn_leave_in_one_write(redis_url: str) -> None:
     async with redis_brokers(redis_url) as make:
         node = make()

@@ -369,6 +369,28 @@ async def test_redis_restarted_empty_gets_every_nodes_members_again_in_silence(
     await two.stop()
 
 
+async def test_a_crowded_channel_is_entered_again_without_being_told_of_the_crowd_each_time(
+    parts: Parts,
+) -> None:
+    """Told 2,000 times of 2,000 members a node never came to an end, and tried for ever."""
+    members, info_bytes = 150, 1_000
+    info = b'"' + b"x" * info_bytes + b'"'
+    node = parts.node(1, max_members=members)
+    await node.start()
+    for number in range(members):
+        await node.join("1", CHANNEL, member(f"u{number}", info), f"1.{number}")
+    async with redis.asyncio.Redis.from_url(parts.server.url) as admin:
+        await admin.flushall()
+        before = (await admin.info("stats"))["total_net_output_bytes"]
+
+        await until_accepted(node._lease.renew)
+
+        after = (await admin.info("stats"))["total_net_output_bytes"]
+    assert after - before < 10 * members * info_bytes
+    assert len(await node.members("1", CHANNEL)) == members
+    await node.stop()
+
+
 async def test_redis_restarted_with_what_it_had_kept_a_while_ago_is_put_right(
     parts: Parts,
 ) -> None:

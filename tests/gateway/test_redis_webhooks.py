@@ -25,6 +25,8 @@ from tests.gateway.harness import PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
+    from persistence.embedded_redis import RedisServer
+
 EVERY = ("client_event", "cache_miss", "subscription_count")
 TIMING = HookTiming(delay_s=0.05, give_up_s=60, claim_s=5)
 CHANNEL = "private-cache-c"
@@ -169,3 +171,20 @@ async def test_a_client_event_is_told_once_after_the_scripts_were_flushed(bench:
     await bench.broker.publish_told(*call)
 
     assert len(await bench.recorded()) == 1
+
+
+async def test_a_redis_that_is_full_gives_away_what_fills_it(own_redis: RedisServer) -> None:
+    bench = Bench(own_redis.url, "p", *EVERY)
+    await bench.start()
+    await bench.cache.last("1", CHANNEL)
+    await bench.admin.config_set("maxmemory", 1)
+
+    [claim] = await bench.hooks.claim(1)
+    batch = await bench.hooks.read(claim)
+    assert batch is not None
+    settled = await bench.hooks.sent(claim, batch)
+
+    assert settled is not None
+    assert settled.removed == 1
+    assert await bench.recorded() == []
+    await bench.stop()
