@@ -14,8 +14,8 @@ same call tells it what to make good:
 - its **lease had run out** (the process was stopped for long): survivors have announced that its
   entries are gone. The tenants enter them again and announce them.
 - a **new link**: behind it may be a server that was started again, or another one after a failover,
-  with the data of a while ago. The tenants enter their entries again, unannounced, and remove those
-  that have gone since.
+  with the data of a while ago. The tenants enter their entries again, which only webhooks are told
+  of, and remove those that have gone since.
 - **dead nodes**: the tenants remove their entries, so that survivors may do so at the same time
   and die half-way.
 
@@ -61,13 +61,27 @@ EPOCH_IS_ANOTHER: Final = -2
 NODE_IS_ALIVE: Final = -1
 
 
+class Entering(Enum):
+    """Who hears of entries that are made again, where Redis did not have them.
+
+    Attributes:
+        UNTOLD: Nobody: all know what Redis has lost.
+        QUIETLY: Webhooks, whose record of it may be lost with it; the channels' clients know.
+        ANNOUNCED: Everybody: survivors have announced that it is gone.
+    """
+
+    UNTOLD = 0
+    QUIETLY = 1
+    ANNOUNCED = 2
+
+
 class Tenant(Protocol):
     """What keeps entries in Redis under a node's lease."""
 
     def node_key(self, node_id: str) -> str:
         """The key that holds a node's entries; it is gone when the last of them is."""
 
-    async def enter_again(self, *, announced: bool) -> None:
+    async def enter_again(self, entering: Entering) -> None:
         """Makes this node's entries again; raises `BrokerUnavailable`."""
 
     async def catch_up(self) -> None:
@@ -75,14 +89,6 @@ class Tenant(Protocol):
 
     async def reap(self, node_id: str) -> bool:
         """Removes a dead node's entries, False if it is alive; raises `BrokerUnavailable`."""
-
-
-class _ToEnter(Enum):
-    """What has to be done about this node's entries."""
-
-    NOTHING = 0
-    QUIETLY = 1
-    ANNOUNCED = 2
 
 
 class RedisLease:
@@ -132,7 +138,7 @@ class RedisLease:
         self._started: set[Tenant] = set()
         self._tasks = Tasks()
         # Kept until it has worked: the answer that asks for it comes once.
-        self._to_enter = _ToEnter.NOTHING
+        self._to_enter: Entering | None = None
         # Whether this node's entries are known to stand in this epoch.
         self._whole = False
         # Nodes whose entries stood at the last look, this one among them.
@@ -237,11 +243,10 @@ class RedisLease:
         """
         async with self._renewing:
             dead, whole = await self._ask()
-            if self._to_enter is not _ToEnter.NOTHING:
-                announced = self._to_enter is _ToEnter.ANNOUNCED
+            if self._to_enter is not None:
                 for tenant in self._tenants:
-                    await tenant.enter_again(announced=announced)
-                self._to_enter = _ToEnter.NOTHING
+                    await tenant.enter_again(self._to_enter)
+                self._to_enter = None
             if not self._whole:
                 entered = packed("HSET", self._whole_key, self.node_id, 1)
                 await self._commands.send(entered, all_or_none=True)
@@ -265,15 +270,15 @@ class RedisLease:
         )
         if self.epoch and epoch != self.epoch:
             log.warning("redis_data_lost", nodes=len(self._peers))
-            self._to_enter, self._whole = _ToEnter.QUIETLY, False
+            self._to_enter, self._whole = Entering.UNTOLD, False
             self._settled.clear()
             wait_s = min(PEERS_WAIT_S, self._lease_s)
             self._wait_until = asyncio.get_running_loop().time() + wait_s
         elif self.epoch and not stood:
             log.warning("lease_had_run_out")
-            self._to_enter, self._whole = _ToEnter.ANNOUNCED, False
-        elif self.epoch and links != self._links_known and self._to_enter is _ToEnter.NOTHING:
-            self._to_enter = _ToEnter.QUIETLY
+            self._to_enter, self._whole = Entering.ANNOUNCED, False
+        elif self.epoch and links != self._links_known and self._to_enter is None:
+            self._to_enter = Entering.QUIETLY
         if self.epoch and links != self._links_known:
             # The others' leases may be as old as the data.
             self._renewed_at = -math.inf

@@ -32,7 +32,7 @@ from gateway.occupancy import (
 )
 from gateway.redis_broker import encoded, redis_name
 from gateway.redis_commands import Script
-from gateway.redis_lease import EPOCH_IS_ANOTHER, NODE_IS_ALIVE
+from gateway.redis_lease import EPOCH_IS_ANOTHER, NODE_IS_ALIVE, Entering
 from gateway.redis_link import packed
 from gateway.tasks import Tasks, for_ever
 from gateway.webhooks import BEHIND, NoWebhooks
@@ -55,6 +55,8 @@ _AT_ONCE: Final = 64
 # Of a listing in one answer.
 _SCAN_COUNT: Final = 1000
 _ANY_EPOCH: Final = b""
+# What the script is told of numbers that are written again.
+_QUIET: Final = {Entering.UNTOLD: "1", Entering.QUIETLY: "2", Entering.ANNOUNCED: ""}
 # Characters with a meaning in a pattern.
 _MEANT: Final = re.compile(r"[*?\[\]\\^]")
 
@@ -241,15 +243,15 @@ class RedisOccupancy:
         """See `Tenant`."""
         return f"{self._prefix}:{self._space}:node:{node_id}"
 
-    async def enter_again(self, *, announced: bool) -> None:
+    async def enter_again(self, entering: Entering) -> None:
         """See `Tenant`."""
         for app_id, names in _by_app(list(self._mine)):
             numbers = {
                 name: self._mine[app_id, name] for name in names if (app_id, name) in self._mine
             }
-            call = self._call(app_id, numbers, self._lease.node_id, quiet=not announced)
+            call = self._call(app_id, numbers, self._lease.node_id, again=entering)
             answer = await self._commands.run_script(_WRITE, *call)
-            if announced:
+            if entering is Entering.ANNOUNCED:
                 self._tell(app_id, numbers, answer)
         await self._report_strays()
 
@@ -300,7 +302,7 @@ class RedisOccupancy:
         node_id: str,
         *,
         dead: bool = False,
-        quiet: bool = False,
+        again: Entering = Entering.ANNOUNCED,
         epoch: bytes = _ANY_EPOCH,
     ) -> list[Argument]:
         call: list[Argument] = [
@@ -312,7 +314,7 @@ class RedisOccupancy:
             app_id,
             node_id if dead else "",
             epoch,
-            "1" if quiet else "",
+            _QUIET[again],
             THROTTLE_ABOVE,
             int(self._pause_s * 1000),
             self._hooks.hook(app_id, "channel_occupied"),

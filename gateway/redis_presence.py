@@ -21,7 +21,7 @@ from gateway.messages import Member
 from gateway.presence import ChannelFull, Joined, added, removed
 from gateway.redis_broker import encoded, redis_name
 from gateway.redis_commands import Script
-from gateway.redis_lease import EPOCH_IS_ANOTHER, NODE_IS_ALIVE
+from gateway.redis_lease import EPOCH_IS_ANOTHER, NODE_IS_ALIVE, Entering
 from gateway.redis_link import packed
 from gateway.webhooks import BEHIND, NoWebhooks, event_bytes, fact_text
 
@@ -192,18 +192,25 @@ class RedisPresence:
         """See `Tenant`."""
         return f"{self._prefix}:presence:node:{node_id}"
 
-    async def enter_again(self, *, announced: bool) -> None:
+    async def enter_again(self, entering: Entering) -> None:
         """See `Tenant`."""
-        # After a loss those who are about to leave, too: clients still show them. Survivors of a
-        # lease that ran out have announced them already.
-        leaving = {} if announced else dict.fromkeys(self._owed, b"{}")
-        for entries in _in_chunks([*leaving, *self._mine]):
+        announced = entering is Entering.ANNOUNCED
+        # Those who are about to leave, too, unless survivors have announced it: clients still show
+        # them. Whoever begins to between two portions is among them by then.
+        for entries in _in_chunks([*(() if announced else self._owed), *self._mine]):
             calls = [
                 # No limit: these members were let in before.
-                self._join_call(entry, info, 0, _ANY_EPOCH, announced=announced)
+                self._join_call(
+                    entry,
+                    self._mine.get(entry, b"{}"),
+                    0,
+                    _ANY_EPOCH,
+                    announced=announced,
+                    told=entering is not Entering.UNTOLD and entry in self._mine,
+                )
                 for entry in entries
                 if entry not in self._joining
-                and (info := self._mine.get(entry, leaving.get(entry))) is not None
+                and (entry in self._mine or (not announced and entry in self._owed))
             ]
             if calls:
                 await self._commands.run_scripts(_JOIN, calls)
@@ -258,7 +265,14 @@ class RedisPresence:
         return f"{self._prefix}:{app_id}:presence:{channel}:counts"
 
     def _join_call(
-        self, entry: _Entry, user_info: bytes, limit: int, epoch: bytes, *, announced: bool
+        self,
+        entry: _Entry,
+        user_info: bytes,
+        limit: int,
+        epoch: bytes,
+        *,
+        announced: bool,
+        told: bool = True,
     ) -> list[Argument]:
         app_id, channel, socket_id, user_id = entry
         publication = added(app_id, channel, Member(user_id, user_info), socket_id)
@@ -276,7 +290,7 @@ class RedisPresence:
             epoch,
             self._hooks.hook(app_id, _COMING),
             fact_text(app_id, _COMING, channel, user_id),
-            event_bytes(_COMING, channel, user_id),
+            event_bytes(_COMING, channel, user_id) if told else b"",
         ]
 
     def _leave_call(

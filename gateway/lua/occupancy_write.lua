@@ -9,7 +9,8 @@
 -- ARGV[1]  app
 -- ARGV[2]  the node whose lease must have run out, when a survivor removes its numbers; else empty
 -- ARGV[3]  the epoch that the node knows; empty: any
--- ARGV[4]  '1' to publish nothing and tell of nothing, when numbers are written again
+-- ARGV[4]  when numbers are written again: '1' to publish nothing and tell webhooks of nothing, '2' to
+--          publish nothing; else empty
 -- ARGV[5]  a count up to which every change is published at once
 -- ARGV[6]  milliseconds between two publications of a count above it
 -- ARGV[7]  hook of channel_occupied, see webhook_facts.lua
@@ -39,7 +40,7 @@ if ARGV[2] ~= '' then
   end
 end
 
-local quiet = ARGV[4] == '1'
+local quiet, untold = ARGV[4] ~= '', ARGV[4] == '1'
 local at_once, pause = tonumber(ARGV[5]), tonumber(ARGV[6])
 
 -- The published count follows the sum; returns the third number of the answer.
@@ -101,7 +102,7 @@ for index = 9, #ARGV, 5 do
     end
   end
   -- A channel's name has no letter that JSON would escape; '#' are the users' own.
-  if ARGV[7] ~= '' and not quiet and string.sub(name, 1, 1) ~= '#' then
+  if ARGV[7] ~= '' and not untold and string.sub(name, 1, 1) ~= '#' then
     if before == 0 and sum > 0 then
       local event = '{"name":"channel_occupied","channel":"' .. name .. '"}'
       hook_came(ARGV[7], ARGV[1] .. ' channel_vacated ' .. name .. ' ', event)

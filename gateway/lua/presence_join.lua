@@ -13,7 +13,7 @@
 -- ARGV[7]  the epoch that the node knows; empty: any
 -- ARGV[8]  hook, see webhook_facts.lua
 -- ARGV[9]  fact
--- ARGV[10] event
+-- ARGV[10] event; empty: webhooks are not told
 --
 -- Returns {-2} when the epoch is another one, {-1} when the channel is full, else {1 if the user
 -- was no member before, else 0, members as a flat list of user id and user_info}. Who makes an
@@ -41,6 +41,8 @@ redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
 
 if first == 1 and ARGV[5] ~= '' then
   redis.call('PUBLISH', ARGV[5], ARGV[6])
+end
+if first == 1 and ARGV[10] ~= '' then
   hook_came(ARGV[8], ARGV[9], ARGV[10])
 end
 if limit == 0 then

@@ -18,7 +18,7 @@ from gateway.presence import ChannelFull, MemoryPresence, MemoryStore, Presence
 from gateway.redis_broker import RedisBroker
 from gateway.redis_lease import RedisLease
 from gateway.redis_presence import RedisPresence
-from tests.gateway.harness import Recorder, until_accepted, until_yes
+from tests.gateway.harness import Recorder, until, until_accepted, until_yes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -388,6 +388,29 @@ async def test_a_crowded_channel_is_entered_again_without_being_told_of_the_crow
         after = (await admin.info("stats"))["total_net_output_bytes"]
     assert after - before < 10 * members * info_bytes
     assert len(await node.members("1", CHANNEL)) == members
+    await node.stop()
+
+
+async def test_who_leaves_while_a_node_enters_its_members_again_is_announced(
+    parts: Parts,
+) -> None:
+    """It left out who had gone when their portion came, and there was nothing left to announce."""
+    members = 250
+    node = parts.node(1, max_members=members)
+    await node.start()
+    for number in range(members):
+        await node.join("1", CHANNEL, member(f"u{number}"), f"1.{number}")
+    async with redis.asyncio.Redis.from_url(parts.server.url) as admin:
+        await admin.flushall()
+    lease = node._lease
+
+    renewing = asyncio.create_task(lease.renew())
+    await until(lambda: not lease.settled, every_s=0)
+    assert await node.leave("1", CHANNEL, "u249", "1.249") is False
+    await renewing
+
+    await parts.watcher.count(members + 1)
+    assert parts.watcher.events[members:] == ["-u249"]
     await node.stop()
 
 

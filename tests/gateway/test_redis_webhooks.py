@@ -13,14 +13,16 @@ import redis.asyncio
 from gateway.apps import App, Apps, Webhook
 from gateway.broker import Publication
 from gateway.frames import published_body
+from gateway.messages import Member
 from gateway.occupancy import counted_channels
 from gateway.redis_broker import RedisBroker
 from gateway.redis_cache import RedisCache
 from gateway.redis_lease import RedisLease
 from gateway.redis_occupancy import RedisOccupancy
+from gateway.redis_presence import RedisPresence
 from gateway.redis_webhooks import HookTiming, RedisWebhooks
 from gateway.webhooks import client_event
-from tests.gateway.harness import PATIENCE_S
+from tests.gateway.harness import PATIENCE_S, until_accepted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -187,4 +189,39 @@ async def test_a_redis_that_is_full_gives_away_what_fills_it(own_redis: RedisSer
     assert settled is not None
     assert settled.removed == 1
     assert await bench.recorded() == []
+    await bench.stop()
+
+
+async def test_what_redis_has_forgotten_of_the_last_moments_is_told_all_the_same(
+    own_redis: RedisServer,
+) -> None:
+    """Who had just come back was told of as gone, and who had just come never was told of."""
+    bench = Bench(own_redis.url, "p", "channel_occupied", "member_added", "member_removed")
+    await bench.start()
+    lease = RedisLease(bench.broker.commands, "p", "n", 600.0)
+    presence = RedisPresence(bench.broker.commands, "p", lease, 9, bench.hooks)
+    occupancy = RedisOccupancy(bench.broker.commands, "p", lease, "occupancy", hooks=bench.hooks)
+    await presence.start()
+    await occupancy.start()
+    await presence.join("1", "presence-c", Member("back", b"{}"), "1.1")
+    await presence.leave("1", "presence-c", "back", "1.1")
+    await bench.admin.save()
+    await presence.join("1", "presence-c", Member("back", b"{}"), "1.2")
+    await presence.join("1", "presence-c", Member("new", b"{}"), "1.3")
+    occupancy.report("1", "presence-c", 2)
+    await occupancy.counts("1", ["presence-c"])
+    own_redis.process.kill()
+    own_redis.start()
+
+    await until_accepted(lease.renew)
+    # Counts every end that has waited for long enough.
+    await bench.hooks.claim(1)
+
+    assert [(event["name"], event.get("user_id")) for event in await bench.recorded()] == [
+        ("member_added", "back"),
+        ("member_added", "new"),
+        ("channel_occupied", None),
+    ]
+    await presence.stop()
+    await occupancy.stop()
     await bench.stop()
