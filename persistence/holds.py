@@ -60,11 +60,7 @@ class Hold:
 
 
 class _Answered(Exception):
-    """The request was answered before; carries the answer out of the transaction."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__()
-        self.answer = answer
+    """The request was answered before; ends the transaction."""
 
 
 class Holds:
@@ -91,8 +87,12 @@ class Holds:
         for _ in range(_OPEN_ATTEMPTS):
             try:
                 await self._begin(intent, call)
-            except _Answered as answered:
-                return answered.answer
+            except _Answered:
+                # Found inside a transaction, so on this primary alone, perhaps: asked for again
+                # as a majority has it.
+                if (answer := await self._requests.answer_of(intent)) is not None:
+                    return answer
+                continue
             except DuplicateKeyError:
                 found = await self._store.escrow_calls.find_one_and_update(
                     {"request_key": intent.request_key, "status": CallStatus.PENDING.value},
@@ -176,9 +176,8 @@ class Holds:
 
         async def body() -> None:
             await self._store.escrow_calls.insert_one(_row(call))
-            answer = await self._requests.answer_of(intent)
-            if answer is not None:
-                raise _Answered(answer)
+            if await self._requests.answer_of(intent) is not None:
+                raise _Answered
 
         await self._store.transact(body)
 

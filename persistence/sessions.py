@@ -83,7 +83,10 @@ class Sessions:
                 row = await self._store.sessions.find_one({"_id": session_id})
                 current = Session.model_validate(row)
                 if not current.active:
-                    return current, ()
+                    certain = await self._certain(current)
+                    if certain.active:
+                        continue
+                    return certain, ()
                 now = self._store.clock.now()
                 reached(Step.AFTER_DECIDE, CommandName.CLOSE)
 
@@ -119,6 +122,12 @@ class Sessions:
             raise Conflict
         reached(Step.BEFORE_COMMIT, CommandName.CLOSE)
         return Session.model_validate(row), deliveries
+
+    async def _certain(self, session: Session) -> Session:
+        """A Session as a majority has it: a primary without one may be alone in what it read."""
+        row = await self._store.certain_sessions.find_one({"_id": session.id})
+        certain: Session = Session.model_validate(row)
+        return certain
 
     async def _live(self, streamer_id: str) -> Session | None:
         row = await self._store.sessions.find_one({"user.id": streamer_id, "active": True})

@@ -197,6 +197,11 @@ class Store:
         return self._certain[Goal.Settings.name]
 
     @property
+    def certain_sessions(self) -> AsyncCollection[Row]:
+        """Sessions as `certain_requests`: that one has ended is told only when it stays so."""
+        return self._certain[Session.Settings.name]
+
+    @property
     def certain_escrow_calls(self) -> AsyncCollection[Row]:
         """Payment calls as `certain_requests`: nothing that is said of them is undone."""
         return self._certain[EscrowCall.Settings.name]

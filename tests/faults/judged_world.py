@@ -72,6 +72,13 @@ class JudgedWorld(World):
         asked = super().ask(name, goal_id, by=by, request_id=request_id, **more)
         return await self._answered(number, asked)
 
+    async def end(self, session: Session) -> Session:
+        """Ends a Session."""
+        number = self.history.ask(session.user.id, "close", session_id=str(session.id))
+        ended, _ = await self.node.sessions.end(session)
+        self.history.answer(number, ok=True)
+        return ended
+
     async def _answered(self, number: int, asked: Awaitable[Answer]) -> Answer:
         try:
             answer = await asked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 from pymongo import MongoClient
@@ -13,18 +13,23 @@ from persistence.embedded_mongod import mongod_path, start_replica_set
 from persistence.errors import StoreUnavailable
 from persistence.escrow_calls import EscrowCalls
 from persistence.intents import Done
-from statemachine.goal import CommandName, GoalState
+from statemachine.goal import CommandName, GoalState, Role
 from tests.conftest import require
 from tests.faults.judged_world import Acknowledging, JudgedWorld
 from tests.faults.trouble import ELECTED_WITHIN_S, choose_primary
+from tests.persistence.world import goal_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+    from persistence.documents import EscrowCall
     from persistence.embedded_mongod import ReplicaSet
     from persistence.embedded_process import ServerGuard
+    from persistence.escrow_port import EscrowAnswer
     from persistence.intents import Answer
     from tests.persistence.world import World
+
+T = TypeVar("T")
 
 DEADLINE_S = 1.0
 # What a busy machine adds to it is not the product's.
@@ -101,6 +106,16 @@ async def agreed_in_time(
         return None
     finally:
         assert time.monotonic() - asked_at_s < ANSWER_WITHIN_S
+
+
+async def until_answered(ask: Callable[[], Awaitable[T]]) -> T:
+    """Asks until somebody knows."""
+    give_up_at_s = time.monotonic() + ELECTED_WITHIN_S
+    while True:
+        try:
+            return await ask()
+        except StoreUnavailable:
+            assert time.monotonic() < give_up_at_s
 
 
 async def test_a_commit_that_a_majority_has_not_seen_is_told_to_nobody(
@@ -183,3 +198,59 @@ async def test_what_a_majority_has_not_seen_is_delivered_by_nobody(
     [call] = await calls.claim_due(10)
     await calls.say(call)
     assert world.goal_row(goal_id)["state"] == "ended"
+
+
+async def test_a_session_whose_end_a_majority_has_not_seen_has_ended_for_nobody(
+    world: JudgedWorld, partition: Partition
+) -> None:
+    """Asked again, its streamer once was told what the old primary alone had written down."""
+    session = await world.session("anna")
+    await world.invited(session)
+    partition.leave_alone()
+
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await world.end(session)
+
+    with MongoClient[dict[str, Any]](partition.old_primary.url, tz_aware=True) as alone:
+        assert [row["active"] for row in alone["majority"]["sessions"].find()] == [False]
+    partition.mend()
+    await until_answered(lambda: world.end(session))
+    assert world.session_row(session)["active"] is False
+
+
+async def test_an_invitation_that_a_majority_has_not_seen_answers_no_request(
+    world: JudgedWorld, partition: Partition
+) -> None:
+    """The answer to its request, found inside a transaction, once was given from there."""
+
+    class Parting(Acknowledging):
+        """The majority is lost after the hold was written down and before the invitation is."""
+
+        async def ask(self, call: EscrowCall, within_s: float) -> EscrowAnswer:
+            partition.leave_alone()
+            return await super().ask(call, within_s)
+
+    port = Parting()
+    node = await world.add_node(port=port, deadline_s=DEADLINE_S)
+    # It does everything from here on, and is judged.
+    world.nodes.reverse()
+    session = await world.session("anna")
+    with pytest.raises(StoreUnavailable):
+        await world.invite(session, request_id="r")
+    with MongoClient[dict[str, Any]](partition.old_primary.url, tz_aware=True) as alone:
+        [goal] = alone["majority"]["goals"].find()
+    # It has expired, so that nothing but its answer stands against a second one.
+    world.clock.shift(world.limits.invitation_ttl_s)
+    with pytest.raises(StoreUnavailable):
+        await world.ask(CommandName.EXPIRE, str(goal["_id"]), by=None, role=Role.TIMER)
+
+    with pytest.raises(StoreUnavailable):
+        await world.invite(session, request_id="r")
+
+    partition.mend()
+    answer = await until_answered(lambda: world.invite(session, request_id="r"))
+    assert goal_id_of(answer) == str(goal["_id"])
+    calls = EscrowCalls(node.store, node.goals, Acknowledging(), timeout_s=1, give_up_s=600)
+    [release] = await until_answered(lambda: calls.claim_due(10))
+    await calls.say(release)
