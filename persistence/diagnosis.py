@@ -10,10 +10,10 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from persistence.documents import DOCUMENTS
 from persistence.errors import UNUSABLE_ADDRESS, in_short
+from persistence.logins import UNAUTHORIZED
 
 # What Duet does with its collections; MongoDB's role `readWrite` allows all of it and more.
 _ACTIONS: Final = frozenset({"find", "insert", "update", "createIndex", "listIndexes"})
-_UNAUTHORIZED: Final = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ async def _lets_in(client: AsyncMongoClient[dict[str, Any]], database: str) -> b
     try:
         await client[database].command("listCollections", nameOnly=True)
     except OperationFailure as error:
-        if error.code != _UNAUTHORIZED:
+        if error.code != UNAUTHORIZED:
             raise
         return False
     return True

@@ -36,6 +36,7 @@ from persistence.documents import (
 )
 from persistence.driver_wait import mend_driver_wait
 from persistence.errors import UNUSABLE_ADDRESS, Conflict, StoreUnavailable, in_short
+from persistence.logins import Logins
 from persistence.turns import Turns
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class Store:
         self.options = options
         self.owner = owner
         self._client = client
+        self._logins = Logins(client)
         self._database = client.get_database(database)
         # Inside a transaction a write may not name its own write concern; alone it must.
         self._joining = _Collections.of(self._database)
@@ -295,10 +297,14 @@ class Store:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
         """Bounds the database calls inside by the deadline and folds their errors into one."""
-        with _folded_errors():
-            async with asyncio.timeout(self.options.deadline_s):
-                with pymongo.timeout(self.options.deadline_s * _DRIVER_SHARE):
-                    yield
+        try:
+            with _folded_errors():
+                async with asyncio.timeout(self.options.deadline_s):
+                    with pymongo.timeout(self.options.deadline_s * _DRIVER_SHARE):
+                        yield
+        except StoreUnavailable as error:
+            await self._logins.refused(error.__cause__)
+            raise
 
     @asynccontextmanager
     async def unbounded(self) -> AsyncIterator[None]:

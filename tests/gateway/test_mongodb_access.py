@@ -125,3 +125,30 @@ async def test_read_write_is_enough_also_to_end_what_a_killed_process_left_open(
     await survivor.close()
 
     assert not finding.fatal
+
+
+async def test_who_is_dropped_and_created_again_is_let_in_without_a_restart(host: str) -> None:
+    """As a password is changed by some; connections stayed nobody's for ever."""
+    roles = ROLES["writer"]
+    with MongoClient[dict[str, Any]](
+        f"mongodb://root:{PASSWORD}@{host}/?directConnection=true"
+    ) as root:
+        root.admin.command("createUser", "rotated", pwd=PASSWORD, roles=roles)
+        store = await Store.open(url_of(host, "rotated"), DATABASE, Clock())
+
+        async def ask() -> bool:
+            try:
+                async with store.reading():
+                    await store.goals.find_one({})
+            except StoreUnavailable:
+                return False
+            return True
+
+        assert await ask()
+        root.admin.command("dropUser", "rotated")
+        assert not await ask()
+        root.admin.command("createUser", "rotated", pwd=PASSWORD, roles=roles)
+        async with asyncio.timeout(10):
+            while not await ask():
+                pass
+    await store.close()
