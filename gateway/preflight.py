@@ -279,9 +279,12 @@ async def _redis(settings: Settings) -> list[Finding]:
     name = "DUET_REDIS_URL"
     if settings.redis_url is None:
         return [_bad(name, "must be the address of a Redis or Valkey")]
-    report = await examine_redis(settings.redis_url, _TIMEOUT_S)
+    report = await examine_redis(settings.redis_url, settings.redis_prefix, _TIMEOUT_S)
     if report.fault is not None:
         return [_bad(name, f"Redis can't be reached: {report.fault}")]
+    if report.refused is not None:
+        advice = "docs/operations.md has the rights that its user needs"
+        return [_bad(name, f"Redis refuses what Duet does: {report.refused}; {advice}")]
     text = f"{report.name} {report.version}{', cluster' if report.cluster else ''}"
     # Valkey counts on from Redis 7.2, so its every version is new enough.
     if report.name == "Redis" and _numbers(report.version) < _MIN_REDIS:
