@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from gateway.lookout import PAUSE_S, Lookout
+from gateway.outage import Outage
 from persistence.errors import StoreError
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class OutboxLoop:
     ) -> None:
         """Takes what the loop needs; `deliver` tells whether all of an outbox is delivered."""
         self._outbox = outbox
+        self._clock = clock
+        self._outage = Outage(_log, "outboxes_not_read", "outboxes_read_again")
         self._spawn = spawn
         self._deliver = deliver
         self._looks = Lookout(clock, interval_s)
@@ -60,12 +63,14 @@ class OutboxLoop:
             if not room:
                 continue
             try:
-                if not self._looks.is_due(await self._outbox.next_due_at()):
-                    continue
-                taken = await self._outbox.claim_due(room)
+                is_due = self._looks.is_due(await self._outbox.next_due_at())
+                taken = await self._outbox.claim_due(room) if is_due else []
             except StoreError as error:
-                _log.warning("outboxes_not_read", why=str(error))
+                self._outage.failed(self._clock.monotonic_s(), error)
                 self.soon()
+                continue
+            self._outage.worked(self._clock.monotonic_s())
+            if not is_due:
                 continue
             self._more = len(taken) == room
             self._gets_on = False

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.lookout import PAUSE_S
 from gateway.outbox_loop import OutboxLoop
@@ -94,6 +95,29 @@ async def test_a_crowd_is_delivered_by_looks_that_follow_one_another_at_once(ben
 
     assert sorted(bench.finished) == sorted(goal_ids)
     assert all(bench.world.goal_row(goal_id)["outbox"] == [] for goal_id in goal_ids)
+
+
+async def test_a_database_that_does_not_answer_is_told_of_once_and_not_at_each_look(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox, looks = bench.world.node.outbox, 0
+    look = outbox.next_due_at
+
+    async def counted() -> Any:
+        nonlocal looks
+        async with bench.changed:
+            looks += 1
+            bench.changed.notify_all()
+        return await look()
+
+    monkeypatch.setattr(outbox, "next_due_at", counted)
+    await bench.world.node.store.close()
+
+    with capture_logs() as lines:
+        bench.start(interval_s=3600)
+        await bench.until(lambda: looks == 4)
+
+    assert [line["event"] for line in lines] == ["outboxes_not_read"]
 
 
 async def test_no_more_are_taken_over_than_are_at_work(bench: Bench) -> None:
