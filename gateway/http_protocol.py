@@ -8,6 +8,7 @@ wrong.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
@@ -36,6 +37,8 @@ _UNPLAIN: Final = frozenset({b"expect", b"transfer-encoding", b"upgrade", *KEY_H
 _PLAIN_ENDS: Final = (b"/events", b"/batch_events")
 # What the first line and the fields of a call may have, beside the read in which it begins.
 _HEAD_BYTES_MAX: Final = 65_536
+# What stands before the path of a target that is a whole URL.
+_AUTHORITY: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*+://[^/?#]++")
 # Calls of one connection that may wait for the answer to one before them.
 _WAITING_MAX: Final = 64
 
@@ -165,7 +168,8 @@ class HttpProtocol(HttpConnection):
         if self.expect_100_continue and self.parser.get_http_version() == "1.0":
             # RFC 9110 section 10.1.1: it would take that for the answer.
             self.expect_100_continue = False
-        head = self.url, self.headers, self.expect_100_continue
+        url = self.url if self.url.startswith(b"/") else _with_path(self.url)
+        head = url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.headers, self.expect_100_continue = head
         self.scope["headers"] = self.headers
@@ -300,3 +304,14 @@ class HttpProtocol(HttpConnection):
         if not call.keep_alive:
             self.transport.close()
         self.on_response_complete()
+
+
+def _with_path(target: bytes) -> bytes:
+    """A target that is a whole URL, of which uvicorn expects a path.
+
+    An empty one is the same as `/` (RFC 9110 section 4.2.3).
+    """
+    authority = _AUTHORITY.match(target)
+    if authority is None or target.startswith(b"/", authority.end()):
+        return target
+    return authority[0] + b"/" + target[authority.end() :]

@@ -556,6 +556,24 @@ async def test_a_host_may_be_any(caller: Caller, ordinary_calls: list[str], host
     assert not ordinary_calls
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"http://x/healthz", 200),
+        (b"http://x", 404),
+        (b"HTTP://[::1]:6001", 404),
+        (b"http://x?protocol=7", 404),
+    ],
+)
+async def test_a_call_may_name_its_whole_url_be_it_without_a_path(
+    caller: Caller, target: bytes, status: int
+) -> None:
+    for _ in range(2):
+        caller.writer.write(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % target)
+
+        assert (await caller.answer())[0] == status
+
+
 async def test_who_speaks_http_1_0_needs_no_host_and_gets_no_interim_answer(caller: Caller) -> None:
     call = caller.call("c", version="1.0", head="Expect: 100-continue\r\n")
     caller.writer.write(call.replace(b"Host: x\r\n", b""))
