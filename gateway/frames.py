@@ -161,8 +161,12 @@ def subscription_count_body(channel: str, count: int) -> bytes:
 
 
 def cache_miss_body(channel: str) -> bytes:
-    """The body of `pusher:cache_miss`; its data is empty, but there: Java's client asks for it."""
-    return encode_event("pusher:cache_miss", channel, b'""')
+    """The body of `pusher:cache_miss`, which has nothing to say.
+
+    Its data is there, because Java's client asks for it, and is JSON, because asyncpusher reads no
+    further when it can't parse it.
+    """
+    return encode_event("pusher:cache_miss", channel, json_string(b"{}"))
 
 
 def watchlist_body(online: Sequence[str] | None, offline: Sequence[str] | None = None) -> bytes:
