@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
+from tests.faults.history import TIMER
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -20,6 +22,8 @@ CAUSE_OF_REASON: Final = {
     "withdrawn": "withdraw",
     "expired": "expire",
 }
+# How runs name him who lets a deadline come.
+_TIMERS: Final = (TIMER, "")
 _FOREVER: Final = datetime.max.replace(tzinfo=UTC)
 
 
@@ -32,12 +36,14 @@ class Timing:
         refund_delay_s: so long after an agreement, at the earliest, comes its refund.
         show_s: so long after an agreement, at the earliest, the timer ends the show.
         clock_doubt_s: by how much two processes' clocks may differ.
+        commit_s: from the instant that a command is dated with to its commit, at the most.
     """
 
     invitation_ttl_s: float = 60.0
     refund_delay_s: float = 65.0
     show_s: float = 60.0
     clock_doubt_s: float = 0.05
+    commit_s: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,47 @@ class Invitation:
                 return self.reason == "not_started"
             case _:
                 return CAUSE_OF_REASON.get(self.reason or "") == command
+
+    @property
+    def parties(self) -> tuple[str, str]:
+        return self.streamer_id, self.viewer_id
+
+    def lets(self, asked: Asked) -> bool:
+        """Whether the command is for him who asked to give; a timer's is for the timer."""
+        match asked.command:
+            case "invite" | "withdraw":
+                return asked.user_id == self.viewer_id
+            case "agree" | "disagree" | "start":
+                return asked.user_id == self.streamer_id
+            case "finish":
+                return asked.user_id in {*self.parties, *_TIMERS}
+            case "close":
+                return asked.user_id == self.streamer_id
+            case _:
+                return asked.user_id in _TIMERS
+
+    @cached_property
+    def life(self) -> tuple[tuple[str, str | None, str | None], ...]:
+        """State, reason and outcome at each of its versions, from the first one on."""
+        steps: list[tuple[str, str | None, str | None]] = [("invited", None, None)]
+        if self.agreed_at is not None:
+            steps.append(("agreed", None, None))
+            if self.did("start"):
+                steps.append(("live", None, None))
+                if self.finished:
+                    steps.append(("ended", None, "captured"))
+            elif self.did("refund"):
+                steps.append(("ended", "not_started", "refunded"))
+        elif self.state != "invited":
+            steps.append(("declined", self.reason, None))
+            if self.state == "ended":
+                steps.append(("ended", self.reason, "refunded"))
+        return tuple(steps)
+
+    @property
+    def asked_for(self) -> int:
+        """The last of its versions that somebody asked for; settling comes of itself."""
+        return min(len(self.life), 2) if self.agreed_at is None else len(self.life)
 
     def pushes(self) -> Iterator[tuple[str, str, str]]:
         """Every (channel, event, event id) that its life so far has caused, in order."""
@@ -179,22 +226,36 @@ class Run:
 
     def closing_asks(self, invitation: Invitation) -> list[Asked]:
         """Asks to end the Session, which also finish its show."""
-        return [one for one in self.asks_about[invitation.session_id] if one.command == "close"]
+        return [
+            one
+            for one in self.asks_about[invitation.session_id]
+            if one.command == "close" and invitation.lets(one)
+        ]
 
-    def known_to(self, user_id: str, before_s: float) -> dict[str, tuple[str, int]]:
-        """The newest state and version of each goal that a user was answered before an instant."""
-        known: dict[str, tuple[str, int]] = {}
+    def known_to(self, user_id: str, before_s: float) -> dict[str, int]:
+        """The newest version of each goal that a user was answered, or told of, by an instant."""
+        known: dict[str, int] = defaultdict(int)
         for asked, answer in self.answers():
             goal = answer.goal
-            if asked.user_id != user_id or goal is None or answer.at_s >= before_s:
-                continue
-            if goal["id"] not in known or known[goal["id"]][1] < goal["version"]:
-                known[goal["id"]] = (goal["state"], goal["version"])
+            if asked.user_id == user_id and goal is not None and answer.at_s < before_s:
+                known[goal["id"]] = max(known[goal["id"]], goal["version"])
+        for heard in self.history.heard:
+            event_id = heard.event_id
+            if event_id is not None and heard.at_s < before_s:
+                goal_id, version, _ = event_id.split(":", 2)
+                if heard.channel in {f"private-user@{user_id}", f"private-stream@{user_id}"}:
+                    known[goal_id] = max(known[goal_id], int(version))
         return known
+
+    def ended_at_s(self, invitation: Invitation) -> float | None:
+        """When it was asked for what ended a goal, at the earliest; none for one that has not."""
+        if invitation.state in OPEN:
+            return None
+        return self.caused_at_s(invitation, invitation.asked_for)
 
     def caused_at_s(self, invitation: Invitation, version: int) -> float | None:
         """When the earliest ask was sent that can have moved a goal to this version."""
-        asks = self.asks_on[invitation.id]
+        asks = self._asks_by_right(invitation)
         match version:
             case 1:
                 return _earliest(self._invites(invitation))
@@ -220,11 +281,13 @@ class Run:
         return by_itself_at_s if asked_at_s is None else min(asked_at_s, by_itself_at_s)
 
     def _declined_at_s(self, invitation: Invitation) -> float | None:
-        asks = self.asks_on[invitation.id]
+        asks = self._asks_by_right(invitation)
         match invitation.reason:
             case "superseded":
                 rivals = [one for one in self.of_session[invitation.session_id] if one.agreed_at]
-                return _earliest((ask for one in rivals for ask in self.asks_on[one.id]), "agree")
+                return _earliest(
+                    (ask for one in rivals for ask in self._asks_by_right(one)), "agree"
+                )
             case "stream_ended":
                 return _earliest(self.closing_asks(invitation))
             case "expired":
@@ -234,6 +297,9 @@ class Run:
                 return self._first(_earliest(asks, "expire"), by_itself)
             case reason:
                 return _earliest(asks, CAUSE_OF_REASON.get(reason or "", ""))
+
+    def _asks_by_right(self, invitation: Invitation) -> list[Asked]:
+        return [one for one in self.asks_on[invitation.id] if invitation.lets(one)]
 
     def _invites(self, invitation: Invitation) -> list[Asked]:
         return [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Asked:
         ask: its number in the history; a repetition is another ask with the same `request_id`.
         user_id: who asks; `TIMER` when a test let a deadline come.
         session_id: of an invitation and of the end of a Session; else none.
+        amount: of an invitation; none where the run does not say.
     """
 
     ask: int
@@ -34,6 +36,7 @@ class Asked:
     request_id: str | None = None
     goal_id: str | None = None
     session_id: str | None = None
+    amount: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +69,18 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One `goal.snapshot`; `final` when everything had settled before it was asked for."""
+    """One `goal.snapshot`; `final` when everything had settled before it was asked for.
+
+    Attributes:
+        as_of: what it says of its own age, by the database's clock.
+    """
 
     at_s: float
     asked_at_s: float
     user_id: str
     goals: tuple[Row, ...]
     final: bool
+    as_of: datetime
 
 
 @dataclass(slots=True)
@@ -98,11 +106,14 @@ class History:
         request_id: str | None = None,
         goal_id: str | None = None,
         session_id: str | None = None,
+        amount: int | None = None,
     ) -> int:
         """Writes down that a command is being sent; returns its number."""
         number = len(self.asked)
         self.asked.append(
-            Asked(number, time.monotonic(), user_id, command, request_id, goal_id, session_id)
+            Asked(
+                number, time.monotonic(), user_id, command, request_id, goal_id, session_id, amount
+            )
         )
         return number
 
@@ -122,11 +133,12 @@ class History:
         """Writes down a push."""
         self.heard.append(Heard(time.monotonic(), listener, channel, event, data))
 
-    def see(
-        self, user_id: str, asked_at_s: float, goals: Iterable[Row], *, final: bool = False
-    ) -> None:
-        """Writes down a snapshot."""
-        self.snapshots.append(Snapshot(time.monotonic(), asked_at_s, user_id, tuple(goals), final))
+    def see(self, user_id: str, asked_at_s: float, said: Row, *, final: bool = False) -> None:
+        """Writes down what a snapshot says."""
+        as_of = datetime.fromisoformat(said["as_of"])
+        self.snapshots.append(
+            Snapshot(time.monotonic(), asked_at_s, user_id, tuple(said["goals"]), final, as_of)
+        )
 
     def watch(self, listener: str, channels: Iterable[str]) -> None:
         """Says that a listener misses nothing on these channels from here on."""

@@ -162,6 +162,7 @@ async def ask(history: History, gateway: ForkedGateway, act: Act) -> Answered | 
         request_id=act.request_id,
         goal_id=act.goal_id,
         session_id=act.session_id if act.command in {"invite", "close"} else None,
+        amount=act.amount if act.command == "invite" else None,
     )
     method, path, body = act.call()
     try:
@@ -315,7 +316,7 @@ async def see(
     async with WireSocket(gateway, user_id, role) as socket:
         asked_at_s = time.monotonic()
         snapshot = await socket.subscribe_own()
-        history.see(user_id, asked_at_s, snapshot.data["goals"], final=final)
+        history.see(user_id, asked_at_s, snapshot.data, final=final)
 
 
 async def read_truth(books: Books, session_ids: Iterable[str]) -> Truth:

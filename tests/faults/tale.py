@@ -12,6 +12,7 @@ from tests.faults.history import TIMER, Answered, Asked, Heard, History, Row, Sn
 
 STREAMER = "sam"
 AMOUNT = 500
+PREPAID_S = 60
 _BEGIN = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 _STREAM, _ROOM, _USER = (
@@ -61,9 +62,13 @@ class Tale:
             "active": True,
             "state": "invited",
             "amount": AMOUNT,
+            "breakdown": {viewer: AMOUNT},
             "conditions": {"session_id": self.session["_id"], "exclusive_to": viewer},
-            "metadata": {"user_id": STREAMER},
+            "metadata": {"user_id": STREAMER, "prepaid_duration": PREPAID_S},
+            "created_at": self.at,
             "exp": self.at + timedelta(seconds=60),
+            "due_at": self.at + timedelta(seconds=60),
+            "due_command": "expire",
             "outbox": [],
             "version": 1,
         }
@@ -79,13 +84,18 @@ class Tale:
     def agree(self, goal: Row, *rivals: Row) -> None:
         viewer = _viewer(goal)
         goal |= {"state": "agreed", "active": False, "version": 2, "exp": self.at}
-        goal["metadata"]["agreed"] = self.at
+        agreed = goal["metadata"]["agreed"] = self.at
+        goal |= {"due_at": agreed + timedelta(seconds=65), "due_command": "refund"}
         self._say(STREAMER, "agree", goal)
         self.session["status"]["exclusive_to"] = [viewer]
-        self.session["viewers"][viewer] = {}
+        self.session["viewers"][viewer] = {
+            "nbf": agreed,
+            "duration": 60.0 + PREPAID_S,
+            "exp": agreed + timedelta(seconds=60 + PREPAID_S),
+        }
         self.session["exclusive_goal_pairs"][viewer] |= {
             "trigger_exclusive_goal_ended": True,
-            "trigger_exclusive_goal_agreed": goal["metadata"]["agreed"],
+            "trigger_exclusive_goal_agreed": agreed,
         }
         self._tell(goal, "stream.authorized", f"presence-stream-viewer@{STREAMER}.preview.{viewer}")
         self._end(goal)
@@ -94,12 +104,12 @@ class Tale:
             self._decline(rival, "superseded")
 
     def disagree(self, goal: Row) -> None:
-        self._say(STREAMER, "disagree", goal | {"state": "declined", "version": 2})
+        self._say(STREAMER, "disagree", _declined(goal, "disagreed"))
         self._mark_pair(goal)
         self._decline(goal, "disagreed")
 
     def withdraw(self, goal: Row) -> None:
-        self._say(_viewer(goal), "withdraw", goal | {"state": "declined", "version": 2})
+        self._say(_viewer(goal), "withdraw", _declined(goal, "withdrawn"))
         self._mark_pair(goal)
         self._decline(goal, "withdrawn")
 
@@ -122,6 +132,7 @@ class Tale:
             "version": 1,
         }
         goal |= {"state": "live", "version": 3, "exclusive_goal": show["_id"]}
+        goal |= {"due_at": show["exp"], "due_command": "finish"}
         self._say(STREAMER, "start", goal)
         self.truth.goals.append(show)
         self.session["exclusive_goal_pairs"][_viewer(goal)]["exclusive_goal"] = show["_id"]
@@ -132,6 +143,7 @@ class Tale:
 
     def finish(self, goal: Row, show: Row) -> None:
         goal |= {"state": "ended", "version": 4, "outcome": "captured"}
+        _is_due_no_more(goal)
         self._say(_viewer(goal), "finish", goal)
         show |= {"state": "ended", "active": False, "exp": self.at}
         self.session["exclusive_goal_pairs"][_viewer(goal)]["exclusive_goal_ended"] = True
@@ -142,6 +154,7 @@ class Tale:
     def refund(self, goal: Row) -> None:
         self._say(TIMER, "refund", goal, answered=False)
         goal |= {"state": "ended", "version": 3, "outcome": "refunded", "reason": "not_started"}
+        _is_due_no_more(goal)
         del self.session["exclusive_goal_pairs"][_viewer(goal)]
         self._free()
         self._release(goal)
@@ -158,7 +171,10 @@ class Tale:
         """Gives a user a snapshot of these goals."""
         asked_at_s = self._tick()
         views = tuple(_view(goal) for goal in goals)
-        self.history.snapshots.append(Snapshot(self._tick(), asked_at_s, user_id, views, final))
+        as_of = self.at
+        self.history.snapshots.append(
+            Snapshot(self._tick(), asked_at_s, user_id, views, final, as_of)
+        )
 
     # --- what comes of it -----------------------------------------------------------------------
 
@@ -171,8 +187,9 @@ class Tale:
     ) -> int:
         number = len(self.history.asked)
         request_id = None if command == "close" or user_id == TIMER else f"r{number}"
+        amount = AMOUNT if command == "invite" else None
         self.history.asked.append(
-            Asked(number, self._tick(), user_id, command, request_id, goal_id, session_id)
+            Asked(number, self._tick(), user_id, command, request_id, goal_id, session_id, amount)
         )
         return number
 
@@ -187,20 +204,29 @@ class Tale:
             self.history.answered.append(Answered(number, self._tick(), ok=True, goal=_view(goal)))
 
     def _tell(self, goal: Row, event: str, *channels: str) -> None:
-        data = {"goal_id": str(goal["_id"]), "event_id": f"{goal['_id']}:{goal['version']}:{event}"}
+        event_id = f"{goal['_id']}:{goal['version']}:{event}"
+        data = _said(goal, event) | {"event_id": event_id}
         for channel in channels:
             self.history.heard.append(Heard(self._tick(), "ear", channel, event, data))
 
     def _end(self, goal: Row) -> None:
         self._tell(goal, "goal.ended", _STREAM, _ROOM, _USER)
-        self.truth.records.append({"_id": f"{goal['_id']}:{goal['version']}:goal.ended"})
+        self.truth.records.append(
+            {
+                "_id": f"{goal['_id']}:{goal['version']}:goal.ended",
+                "goal_id": str(goal["_id"]),
+                "viewer_id": _viewer(goal),
+                "streamer_id": STREAMER,
+                "agreed": "agreed" in goal["metadata"],
+            }
+        )
 
     def _decline(self, goal: Row, reason: str) -> None:
-        goal |= {"active": False, "version": 2, "reason": reason, "outcome": "refunded"}
-        goal["state"] = "ended"
+        goal |= _declined(goal, reason)
+        _is_due_no_more(goal)
         self._end(goal)
         self._release(goal)
-        goal["version"] = 3  # settled
+        goal |= {"state": "ended", "outcome": "refunded", "version": 3}  # settled
 
     def _release(self, goal: Row) -> None:
         self._post(goal, "release", "escrow", f"viewer:{_viewer(goal)}")
@@ -211,7 +237,11 @@ class Tale:
             {
                 "_id": f"{goal['_id']}:{movement}",
                 "goal_id": goal["_id"],
+                "session_id": self.session["_id"],
+                "viewer_id": _viewer(goal),
+                "streamer_id": STREAMER,
                 "movement": movement,
+                "reason": _reason(goal, movement),
                 "debit": debit,
                 "credit": credit,
                 "amount": goal["amount"],
@@ -232,14 +262,68 @@ def _viewer(goal: Row) -> str:
     return str(goal["conditions"]["exclusive_to"])
 
 
+def _is_due_no_more(goal: Row) -> None:
+    del goal["due_at"], goal["due_command"]
+
+
+def _declined(goal: Row, reason: str) -> Row:
+    return goal | {"active": False, "state": "declined", "version": 2, "reason": reason}
+
+
+def _reason(goal: Row, movement: str) -> str:
+    """Why the money moved, as ledger and viewer are told."""
+    return {"hold": "invited", "capture": "started"}.get(movement) or str(goal["reason"])
+
+
 def _view(goal: Row) -> dict[str, Any]:
     return {
         "id": str(goal["_id"]),
         "state": goal["state"],
+        "reason": goal.get("reason"),
+        "outcome": goal.get("outcome"),
+        "amount": goal["amount"],
+        "breakdown": goal["breakdown"],
         "version": goal["version"],
-        "conditions": {
-            "session_id": str(goal["conditions"]["session_id"]),
-            "exclusive_to": _viewer(goal),
-        },
+        "conditions": _conditions(goal),
         "metadata": {"user_id": STREAMER},
     }
+
+
+def _conditions(goal: Row) -> dict[str, str]:
+    return {
+        "session_id": str(goal["conditions"]["session_id"]),
+        "exclusive_to": _viewer(goal),
+    }
+
+
+def _said(goal: Row, event: str) -> dict[str, Any]:
+    """The data of an event, without its id."""
+    conditions = _conditions(goal)
+    match event.partition("."):
+        case "goal", _, "added":
+            return _view(goal)
+        case "goal", _, "ended":
+            over = goal["version"] == 4
+            return {
+                "goal_id": str(goal["exclusive_goal"] if over else goal["_id"]),
+                "_cls": "ExclusiveGoal" if over else goal["_cls"],
+                "active": False,
+                "conditions": conditions,
+                "metadata": {name: str(value) for name, value in goal["metadata"].items()},
+            }
+        case "stream", _, _:
+            viewer = conditions["exclusive_to"]
+            return {
+                "session_id": conditions["session_id"],
+                "streamer_id": STREAMER,
+                "viewer_id": viewer,
+            }
+        case "exclusive", _, _:
+            return {"goal_id": str(goal["_id"]), **conditions}
+        case _, _, what:
+            movement = {"held": "hold", "captured": "capture", "released": "release"}[what]
+            return {
+                "goal_id": str(goal["_id"]),
+                "amount": goal["amount"],
+                "reason": _reason(goal, movement),
+            }

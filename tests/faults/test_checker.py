@@ -11,100 +11,23 @@ from bson import ObjectId
 from tests.faults.checker import Rule, Timing, judge
 from tests.faults.history import Answered, Asked
 from tests.faults.tale import STREAMER, Tale
+from tests.faults.tales import (
+    agreed,
+    asked_again,
+    ended_by,
+    goal_of,
+    live,
+    refunded,
+    standing,
+    told_again,
+    two_shows_in_turn,
+    whole_show,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.faults.history import Row
-
 EARLY_S = -1.0
-
-
-def whole_show() -> Tale:
-    """Two invite, one is agreed, starts and ends; then both see nothing."""
-    tale = Tale()
-    goal, rival = tale.invite("ana"), tale.invite("bob")
-    tale.agree(goal, rival)
-    tale.finish(goal, tale.start(goal))
-    for user_id in ("ana", "bob", STREAMER):
-        tale.look(user_id)
-    return tale
-
-
-def agreed() -> Tale:
-    tale = Tale()
-    goal = tale.invite("ana")
-    tale.agree(goal)
-    tale.look("ana", goal)
-    return tale
-
-
-def live() -> Tale:
-    tale = Tale()
-    goal = tale.invite("ana")
-    tale.agree(goal)
-    tale.start(goal)
-    tale.look(STREAMER, goal)
-    return tale
-
-
-def refunded() -> Tale:
-    tale = Tale()
-    goal = tale.invite("ana")
-    tale.agree(goal)
-    tale.refund(goal)
-    tale.look("ana")
-    return tale
-
-
-def ended_by(what: str) -> Callable[[], Tale]:
-    def tell() -> Tale:
-        tale = Tale()
-        goal = tale.invite("ana")
-        getattr(tale, what)(goal)
-        tale.look("ana")
-        return tale
-
-    return tell
-
-
-def standing() -> Tale:
-    tale = Tale()
-    goals = [tale.invite("ana"), tale.invite("bob")]
-    tale.look(STREAMER, *goals)
-    tale.look("ana", goals[0], final=False)
-    return tale
-
-
-def two_shows_in_turn() -> Tale:
-    tale = Tale()
-    for viewer in ("ana", "bob"):
-        goal = tale.invite(viewer)
-        tale.agree(goal)
-        tale.refund(goal)
-    return tale
-
-
-def told_again() -> Tale:
-    """Deliveries that a crash interrupted come again, from the first of them on."""
-    tale = whole_show()
-    tale.history.heard += [
-        replace(heard, at_s=heard.at_s + 1000) for heard in tale.history.heard[-5:]
-    ]
-    return tale
-
-
-def asked_again() -> Tale:
-    """The first asks got no answer; the last got one, and a repetition the same."""
-    tale = agreed()
-    agree = tale.history.asked[-1]
-    (answer,) = (one for one in tale.history.answered if one.ask == agree.ask)
-    for _ in range(2):
-        number = len(tale.history.asked)
-        tale.history.asked.append(replace(agree, ask=number, at_s=tale.now_s))
-        tale.history.answered.append(replace(answer, ask=number, at_s=tale.now_s + 1))
-    tale.history.answered.remove(answer)
-    return tale
 
 
 @pytest.mark.parametrize(
@@ -167,14 +90,6 @@ def rules(tale: Tale, timing: Timing | None = None) -> set[Rule]:
 
 
 # --- how to doctor a run ------------------------------------------------------------------------
-
-
-def goal_of(tale: Tale, viewer: str = "ana") -> Row:
-    return next(
-        goal
-        for goal in tale.truth.goals
-        if goal["_cls"] == "TriggerExclusiveGoal" and goal["conditions"]["exclusive_to"] == viewer
-    )
 
 
 def forget_the_goal(tale: Tale) -> None:
@@ -390,7 +305,24 @@ def forget_a_record(tale: Tale) -> None:
 
 
 def record_what_never_was(tale: Tale) -> None:
-    tale.truth.records.append({"_id": f"{ObjectId()}:2:goal.ended"})
+    record = tale.truth.records[0]
+    tale.truth.records.append(record | {"_id": f"{ObjectId()}:2:goal.ended"})
+
+
+def acknowledge_the_same_to_two_requests(tale: Tale) -> None:
+    asked, answered = tale.history.asked, tale.history.answered
+    asked.append(replace(asked[-1], ask=len(asked), request_id="another"))
+    answered.append(replace(answered[-1], ask=len(asked) - 1))
+
+
+def let_the_viewer_agree(tale: Tale) -> None:
+    tale.history.asked[-1] = replace(tale.history.asked[-1], user_id="ana")
+
+
+def hear_of_another_amount(tale: Tale) -> None:
+    for number, heard in enumerate(tale.history.heard):
+        if heard.event == "escrow.held":
+            tale.history.heard[number] = replace(heard, data=heard.data | {"amount": 1})
 
 
 DOCTORED: list[tuple[Callable[[], Tale], Callable[[Tale], None], Rule]] = [
@@ -401,6 +333,9 @@ DOCTORED: list[tuple[Callable[[], Tale], Callable[[Tale], None], Rule]] = [
     (agreed, refuse_what_took_place, Rule.REFUSED),
     (standing, answer_twice, Rule.ONE_ANSWER),
     (standing, answer_with_another_goal, Rule.ONE_ANSWER),
+    (agreed, acknowledge_the_same_to_two_requests, Rule.ONE_EFFECT),
+    (agreed, let_the_viewer_agree, Rule.PARTIES),
+    (standing, hear_of_another_amount, Rule.CONTENT),
     (two_shows_in_turn, agree_before_the_other_ended, Rule.ONE_SHOW),
     (standing, see_two_shows, Rule.ONE_SHOW),
     (agreed, hear_the_end_before_anyone_asked, Rule.CAUSE),

@@ -98,7 +98,11 @@ def _command(call: Call) -> dict[str, Any] | None:
     """What a call asks for; none when it is no command on a goal."""
     match call.method, call.path.strip("/").split("/"):
         case "POST", ["goals"]:
-            return {"command": "invite", "session_id": call.body["session_id"]}
+            return {
+                "command": "invite",
+                "session_id": call.body["session_id"],
+                "amount": call.body["amount"],
+            }
         case "DELETE", ["goals", goal_id]:
             return {"command": "agree" if call.body["agree"] else "disagree", "goal_id": goal_id}
         case "POST", ["goals", goal_id, "withdraw"]:
@@ -149,6 +153,7 @@ def _asked(user_id: str, sent: Sent) -> Asked:
         sent.data["request_id"],
         sent.data.get("goal_id"),
         sent.data.get("session_id"),
+        sent.data.get("amount"),
     )
 
 
