@@ -111,9 +111,11 @@ class GoalCommands:
         Raises:
             StoreUnavailable: MongoDB did not answer in time.
         """
+        # Before the read: what is committed while it is under way may be missing.
+        as_of = self._clock.now()
         goals = await self._goals.open_goals(user_id)
         return msgspec.json.encode(
-            {"goals": [goal_view(goal) for goal in goals], "as_of": rfc3339(self._clock.now())}
+            {"goals": [goal_view(goal) for goal in goals], "as_of": rfc3339(as_of)}
         )
 
     async def goal_json(self, goal_id: str, identity: Identity) -> bytes | CommandError:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gateway.errors import ErrorCode
+from persistence.errors import StoreDamaged, StoreUnavailable
 from statemachine.goal import RejectionCode
 
 if TYPE_CHECKING:
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
     from gateway.errors import Code
     from gateway.server import RunningGateway
     from gateway.settings import Settings
+    from persistence.documents import Goal
+    from persistence.errors import StoreError
+    from persistence.intents import Answer, Intent
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -61,6 +67,17 @@ def stage(
     http: httpx.AsyncClient, bearer: Callable[..., dict[str, str]], user: Callable[[str], str]
 ) -> Stage:
     return Stage(http, bearer, user)
+
+
+def fail_commands(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch, fault: StoreError
+) -> None:
+    """Every command fails from here on."""
+
+    async def fail(_intent: Intent) -> Answer:
+        raise fault
+
+    monkeypatch.setattr(gateway.parts.commands._goals, "execute", fail)
 
 
 def assert_problem(answer: httpx.Response, code: Code, status: int) -> dict[str, Any]:
@@ -272,6 +289,50 @@ class TestGoals:
 
             assert_problem(answer, ErrorCode.UNKNOWN_SESSION, 404)
 
+    @pytest.mark.parametrize(
+        ("fault", "code", "status"),
+        [
+            (StoreDamaged("the ledger has it already"), ErrorCode.INTERNAL, 500),
+            (StoreUnavailable("no answer"), ErrorCode.UNAVAILABLE, 503),
+        ],
+    )
+    async def test_damaged_books_are_told_from_a_database_that_does_not_answer(
+        self,
+        stage: Stage,
+        gateway: RunningGateway,
+        monkeypatch: pytest.MonkeyPatch,
+        fault: StoreError,
+        code: ErrorCode,
+        status: int,
+    ) -> None:
+        goal = await stage.invitation()
+        fail_commands(gateway, monkeypatch, fault)
+
+        answer = await stage.answer(goal["id"], agree=True)
+
+        assert_problem(answer, code, status)
+
+    async def test_a_snapshot_says_that_it_is_as_of_before_it_was_read(
+        self, stage: Stage, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It once was as of an instant by which it knew of less than had been committed."""
+        clock, goals = gateway.parts.clock, gateway.parts.commands._goals
+        read, read_at = goals.open_goals, clock.now()
+
+        async def and_a_second_later(user_id: str) -> list[Goal]:
+            found = await read(user_id)
+            clock.shift(1)
+            return found
+
+        monkeypatch.setattr(goals, "open_goals", and_a_second_later)
+        try:
+            snapshot = json.loads(await gateway.parts.commands.snapshot(stage.viewer_id))
+        finally:
+            clock.shift(-1)
+
+        as_of = datetime.fromisoformat(snapshot["as_of"])
+        assert read_at <= as_of < read_at + timedelta(seconds=1)
+
 
 class TestSessions:
     async def test_a_streamer_goes_live_once(self, stage: Stage) -> None:
@@ -383,6 +444,26 @@ class TestSessions:
 
 
 class TestShows:
+    async def test_a_stream_whose_show_can_not_be_finished_now_goes_on(
+        self, stage: Stage, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        goal = await stage.invitation()
+        path = f"/sessions/{goal['conditions']['session_id']}"
+        await stage.answer(goal["id"], agree=True)
+        started = await stage.http.post(
+            f"{path}/exclusive", json={"goal_id": goal["id"]}, headers=stage.ada
+        )
+        assert started.status_code == 200, started.text
+        with monkeypatch.context() as unavailable:
+            fail_commands(gateway, unavailable, StoreUnavailable("no answer"))
+
+            refused = await stage.http.delete(path, headers=stage.ada)
+
+        assert_problem(refused, ErrorCode.UNAVAILABLE, 503)
+        assert (await stage.http.get(path, headers=stage.ada)).json()["active"] is True
+        ended = await stage.http.delete(path, headers=stage.ada)
+        assert (ended.status_code, ended.json()["active"]) == (200, False)
+
     async def test_the_agreed_show_starts_and_finishes_without_naming_the_goal(
         self, stage: Stage
     ) -> None:
