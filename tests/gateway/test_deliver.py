@@ -138,6 +138,31 @@ async def test_a_session_that_ends_without_an_invitation_drops_its_passes(
     assert await cached_pass(passes, str(session.id)) is None
 
 
+async def test_passes_that_could_not_be_dropped_before_the_reply_are_dropped_behind_it(
+    world: World,
+    passes: PassCache,
+    deliverer: Deliverer,
+    node: Recording,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = await world.session()
+    goal_id = await world.invited(session)
+    await cache_a_pass(passes, str(session.id))
+    answer = await world.ask(CommandName.AGREE, goal_id)
+    assert isinstance(answer, Done)
+
+    async def unreachable_once(_passes: PassCache, _session_id: str) -> None:
+        monkeypatch.undo()
+        raise BrokerUnavailable("the test says so")
+
+    monkeypatch.setattr(PassCache, "drop", unreachable_once)
+    await deliverer.after_commit(answer)
+    await asyncio.gather(*node.tasks)
+
+    assert await cached_pass(passes, str(session.id)) is None
+    assert world.goal_row(goal_id)["outbox"] == []
+
+
 async def test_what_a_commit_left_to_do_is_delivered_behind_the_reply(
     world: World, deliverer: Deliverer, node: Recording
 ) -> None:

@@ -193,6 +193,19 @@ class TestGoals:
         assert answer.status_code == 200
         assert answer.json()["reason"] == "withdrawn"
 
+    async def test_with_a_viewers_token_a_streamer_neither_answers_nor_ends(
+        self, stage: Stage, bearer: Callable[..., dict[str, str]]
+    ) -> None:
+        goal = await stage.invitation()
+        viewing = bearer(stage.streamer_id, "viewer")
+
+        agreed = await stage.answer(goal["id"], agree=True, **viewing)
+        path = f"/sessions/{goal['conditions']['session_id']}"
+        ended = await stage.http.delete(path, headers=viewing)
+
+        assert_problem(agreed, RejectionCode.WRONG_ROLE, 403)
+        assert_problem(ended, ErrorCode.FORBIDDEN, 403)
+
     async def test_a_viewer_can_not_agree(self, stage: Stage) -> None:
         goal = await stage.invitation()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from bson import ObjectId
 
+from persistence.claims import claim
 from persistence.errors import StoreUnavailable
 from persistence.intents import Done
 from statemachine.goal import CommandName
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pymongo import MongoClient
     from pymongo.client_session import ClientSession
 
+    from persistence.deadlines import DueGoal
     from tests.persistence.world import World
 
 
@@ -46,6 +48,33 @@ async def test_deadlines_behind_a_locked_goal_are_met(
     claimed = await world.node.deadlines.claim_due(10)
 
     assert [str(due.goal_id) for due in claimed] == [free]
+
+
+async def test_beside_a_locked_goal_what_another_worker_claims_first_stays_his(
+    world: World, open_transaction: ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is the locked one taken for claimed by who had claimed it before."""
+    other = await world.add_node()
+    session = await world.session()
+    goal_ids = [await world.invited(session, viewer) for viewer in ("ben", "cleo", "dora")]
+    world.clock.shift(60)
+    await world.node.deadlines.claim_due(10)
+    world.clock.shift(5)
+    lock(world, goal_ids[0], open_transaction)
+    theirs: list[DueGoal] = []
+
+    async def claim_behind_the_other(*found: Any) -> None:
+        monkeypatch.undo()
+        theirs.extend(await other.deadlines.claim_due(2))
+        await claim(*found)
+
+    monkeypatch.setattr("persistence.deadlines.claim", claim_behind_the_other)
+    mine = await world.node.deadlines.claim_due(10)
+
+    assert [[str(due.goal_id) for due in claimed] for claimed in (theirs, mine)] == [
+        goal_ids[1:2],
+        goal_ids[2:],
+    ]
 
 
 async def test_outboxes_behind_a_locked_goal_are_taken_over(

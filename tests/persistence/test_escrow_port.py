@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +12,8 @@ import pytest_asyncio
 
 from gateway.escrow_client import EscrowClient
 from gateway.telemetry import Telemetry
-from persistence.errors import EscrowUnavailable
+from persistence.claims import claim
+from persistence.errors import EscrowUnavailable, StoreOverloaded
 from persistence.escrow_calls import EscrowBook, EscrowCalls
 from persistence.escrow_port import CallStatus
 from persistence.faults import Step
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from pymongo import MongoClient
 
-    from persistence.documents import Session
+    from persistence.documents import EscrowCall, Session
     from persistence.intents import Answer
 
 TIMEOUT_S = 0.25
@@ -33,6 +35,9 @@ DEADLINE_S = 4.0
 # For who is to find no answer anyway; six times what one call may take.
 IMPATIENT_S = 1.5
 GIVE_UP_S = 600.0
+MILLISECOND = timedelta(milliseconds=1)
+# What comes too late: no answer, none for so long that it is given up, a refusal.
+LATE = [(Fault.ERROR, GIVE_UP_S), (Fault.ERROR, 0.0), (Fault.REFUSE, GIVE_UP_S)]
 
 
 class Crash(BaseException):
@@ -201,6 +206,39 @@ class TestHold:
         assert set(till.service.asked) == {("hold", f"{goal_id}:hold")}
         assert till.statuses() == [("hold", CallStatus.ACKNOWLEDGED)]
         till.assert_books_agree()
+
+    async def test_one_too_many_waits_for_the_service_and_is_refused_at_once(
+        self, till: Till
+    ) -> None:
+        session = await till.world.session()
+        store = till.world.node.store
+        store.options = replace(store.options, queue_size=1)
+        till.service.close_gate("hold")
+        first = asyncio.create_task(till.world.invite(session))
+        await till.until_asked("hold")
+
+        with pytest.raises(StoreOverloaded):
+            await till.world.invite(session, "cleo")
+
+        till.service.open_gate("hold")
+        assert code_of(await first) == "ok"
+        assert code_of(await till.world.invite(session, "dora")) == "ok"
+
+    async def test_a_hold_that_is_gone_on_with_falls_due_later(self, till: Till) -> None:
+        """Else a worker gives it back while the service is asked for it."""
+        session = await till.world.session()
+        till.service.always("hold", Fault.HANG_AFTER)
+        await invite_in_vain(till, session)
+        [before] = till.call_rows()
+        till.world.clock.shift(1.0)
+
+        await invite_in_vain(till, session)
+
+        [after] = till.call_rows()
+        assert after["_id"] == before["_id"]
+        # Not before the command's time is over, and once more for him who asks again.
+        assert before["due_at"] == before["since"] + timedelta(seconds=2 * IMPATIENT_S)
+        assert after["due_at"] == before["due_at"] + timedelta(seconds=1)
 
     async def test_a_new_hold_of_a_request_waits_until_the_old_one_is_given_back(
         self, till: Till
@@ -440,11 +478,83 @@ class TestClosing:
         assert (await till.book.backlog()).dead == 1
         assert (await till.book.backlog()).pending == 0
 
-        till.service.always(call, None)
         assert await till.book.retry() == 1
+        await till.work()
+        assert (await till.book.backlog()).dead == 0, "its time begins anew"
+        till.service.always(call, None)
         await till.work_on()
         assert till.service.times(call) == 1
         till.assert_books_agree()
+
+    async def test_unanswered_it_is_said_less_and_less_often(self, till: Till, call: str) -> None:
+        till.service.always(call, Fault.ERROR)
+        await closing(till, call)
+
+        for attempts in range(1, 5):
+            assert await till.work() == 1
+            (row,) = [row for row in till.call_rows() if row["status"] == CallStatus.PENDING]
+            whole = timedelta(seconds=0.5 * 2 ** (attempts - 1))
+            assert row["attempts"] == attempts
+            # The instant is cut to a whole millisecond.
+            assert whole / 2 <= row["due_at"] - till.world.clock.now() + MILLISECOND
+            assert row["due_at"] - till.world.clock.now() <= whole
+            till.world.clock.shift(whole.total_seconds())
+
+    @pytest.mark.parametrize(("fault", "give_up_s"), LATE)
+    async def test_what_a_slow_worker_is_told_undoes_no_acknowledgement(
+        self, till: Till, port: EscrowClient, call: str, fault: Fault, give_up_s: float
+    ) -> None:
+        other = await till.add_node(port)
+        await closing(till, call)
+        slow = till.calls_of(till.world.node, give_up_s)
+        (claimed,) = await slow.claim_due(10)
+        till.world.clock.shift(120.0)
+        assert await till.work(other) == 1
+        acknowledged = till.call_rows()
+        till.service.plan(call, fault)
+
+        await slow.say(claimed)
+
+        assert till.call_rows() == acknowledged
+
+    async def test_a_dead_letter_that_a_slow_worker_has_acknowledged_is_none_any_more(
+        self, till: Till, port: EscrowClient, call: str
+    ) -> None:
+        other = await till.add_node(port)
+        await closing(till, call)
+        slow = till.calls_of(till.world.node)
+        (claimed,) = await slow.claim_due(10)
+        till.world.clock.shift(120.0)
+        till.service.plan(call, Fault.ERROR)
+        await till.work(other, give_up_s=0.0)
+        assert (await till.book.backlog()).dead == 1
+
+        await slow.say(claimed)
+
+        assert (await till.book.backlog()).dead == 0
+        till.assert_books_agree()
+
+    async def test_what_another_worker_claims_at_the_same_moment_stays_his(
+        self, till: Till, port: EscrowClient, call: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other = await till.add_node(port)
+        await closing(till, call)
+        theirs: list[EscrowCall] = []
+
+        async def claim_behind_the_other(*found: Any) -> None:
+            monkeypatch.undo()
+            theirs.extend(await till.calls_of(other).claim_due(10))
+            await claim(*found)
+
+        monkeypatch.setattr("persistence.escrow_calls.claim", claim_behind_the_other)
+        mine = await till.calls_of(till.world.node).claim_due(10)
+
+        assert (len(theirs), mine) == (1, [])
+        # Longer than the call takes, what follows from it and its record.
+        at_least_s = TIMEOUT_S + 2 * till.world.node.store.options.deadline_s
+        due_at = await till.calls_of(other).next_due_at()
+        assert due_at is not None
+        assert due_at - till.world.clock.now() >= timedelta(seconds=at_least_s)
 
     async def test_a_worker_that_dies_behind_the_answer_has_it_said_again_by_another(
         self, till: Till, port: EscrowClient, call: str

@@ -755,3 +755,18 @@ async def test_books_that_contradict_themselves_are_one_loud_error(world: World)
         await world.ask(CommandName.DISAGREE, goal_id)
 
     assert world.goal_row(goal_id)["state"] == "invited"
+
+
+async def test_books_that_contradict_themselves_are_loud_where_one_goal_ends_by_another(
+    world: World,
+) -> None:
+    session = await world.session()
+    goal_id, rival = await world.invited(session), await world.invited(session, "cleo")
+    world.raw["escrow"].insert_one({"_id": f"{rival}:close"})
+
+    with pytest.raises(StoreDamaged, match="close"):
+        await world.ask(CommandName.AGREE, goal_id)
+    with pytest.raises(StoreDamaged, match="close"):
+        await world.node.sessions.end(session)
+
+    assert [world.goal_row(each)["state"] for each in (goal_id, rival)] == ["invited"] * 2

@@ -246,6 +246,30 @@ async def test_a_session_that_changed_under_a_command_is_read_again(
     assert world.goal_row(goal_id)["state"] == "invited"
 
 
+async def test_an_invitation_that_comes_behind_an_agreements_decision_is_superseded_by_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it was decided, the Session had no other invitation to clean up."""
+    other = await world.add_node()
+    session = await world.session()
+    goal_id = await world.invited(session)
+    commits = world.node.goals.commits
+    commit, rivals = commits.commit, []
+
+    async def behind_a_rival(*decided: Any) -> Done:
+        monkeypatch.undo()
+        rivals.append(goal_id_of(await world.invite(session, "rival", node=other)))
+        return await commit(*decided)
+
+    monkeypatch.setattr(commits, "commit", behind_a_rival)
+    answer = await world.ask(CommandName.AGREE, goal_id)
+
+    assert code_of(answer) == "ok"
+    [rival] = rivals
+    assert world.goal_row(rival)["reason"] == "superseded"
+    assert world.movements(rival) == ["hold", "release"]
+
+
 async def test_a_goal_that_is_agreed_between_two_reads_is_not_taken_for_another_ones(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from persistence.errors import StoreDamaged
 from persistence.faults import Step
 from persistence.intents import Done
 from persistence.store import Store
@@ -112,6 +113,22 @@ async def test_one_that_another_node_overtakes_is_refused_and_the_others_are_not
     assert codes[:5] + codes[6:] == ["ok"] * 7
     states = [world.goal_row(goal_id)["state"] for goal_id in invited]
     assert states == ["agreed"] * 5 + ["ended"] + ["agreed"] * 2
+
+
+async def test_one_whose_posting_is_there_already_fails_alone(
+    world: World, invited: list[str]
+) -> None:
+    world.raw["escrow"].insert_one({"_id": f"{invited[5]}:close"})
+
+    asked = (
+        world.ask(CommandName.DISAGREE, goal_id, by=streamer)
+        for streamer, goal_id in zip(STREAMERS, invited, strict=True)
+    )
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+
+    assert isinstance(answers.pop(5), StoreDamaged)
+    assert [type(answer) for answer in answers] == [Done] * 7
+    assert world.goal_row(invited[5])["state"] == "invited"
 
 
 async def test_a_document_that_is_locked_keeps_nobody_else_waiting(

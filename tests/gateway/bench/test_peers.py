@@ -291,6 +291,8 @@ def test_the_sources_of_the_peers_are_in_the_wheel(tmp_path: Path) -> None:
         text=True,
     ).stdout
 
-    sources = Path(fanout.__file__).parent / "peers"
-    for source in (path for path in sources.iterdir() if path.suffix in {".js", ".c", ".json"}):
-        assert f"gateway/bench/peers/{source.name} " in listing
+    peers = Path(fanout.__file__).parent / "peers"
+    sources = [path.name for path in peers.iterdir() if path.suffix in {".js", ".c", ".json"}]
+    assert {Path(name).suffix for name in sources} == {".js", ".c", ".json"}
+    for name in sources:
+        assert f"gateway/bench/peers/{name} " in listing
