@@ -16,6 +16,7 @@ import structlog
 from gateway.broker import BrokerUnavailable, Publication
 from gateway.deadline_loop import DeadlineLoop
 from gateway.frames import push_body
+from gateway.outage import Outage
 from gateway.outbox_loop import OutboxLoop
 from gateway.platform_code import PlatformCode
 from gateway.tasks import for_ever
@@ -24,6 +25,7 @@ from persistence.errors import StoreError
 from persistence.faults import Step, reached
 from persistence.intents import Delivery, Done, Refused
 from persistence.outbox import DeliveryFailed, Outbox
+from persistence.repeated import Repeated
 from statemachine.goal import GoalState
 from statemachine.receivers import (
     AuthorizeRoom,
@@ -57,7 +59,7 @@ _DELIVERIES_AT_ONCE = 16
 _PUBLICATIONS_AT_ONCE = 500
 # After a commit; those of one moment share a look.
 _ESCROW_WITHIN_S = 0.05
-_FOLLOW_TIME_EVERY_S = 10.0
+_LOOK_AT_MONGODB_EVERY_S = 10.0
 _FREE_ABANDONED_EVERY_S = 1.0
 
 
@@ -122,6 +124,9 @@ class Deliverer:
         self._platform = PlatformCode(store.options.lease_s / 2, store.clock.monotonic_s)
         self._room_pass_s = room_pass_s
         self._cache_deadline_s = cache_deadline_s
+        self._passes_kept = Repeated(_log, "pass_cache_not_dropped")
+        self._unrecorded = Repeated(_log, "outbox_not_recorded")
+        self._unmet = Repeated(_log, "deadline_not_met")
         # Bounds what a burst (a stream that ends with a thousand invitations) asks of MongoDB.
         self._slots = asyncio.Semaphore(_DELIVERIES_AT_ONCE)
 
@@ -136,10 +141,11 @@ class Deliverer:
             _log.warning("not_taken_over", why=str(error))
         else:
             _log.info("taken_over", goals=taken)
+            self._telemetry.mongodb_alive.set(1)
         for loop, name in (
             (self._outbox_loop.run, "outboxes"),
             (self._deadline_loop.run, "deadlines"),
-            (self._follow_time, "database time"),
+            (self._look_at_mongodb, "database time"),
             (self._free_abandoned, "abandoned transactions"),
         ):
             self._publisher.spawn(for_ever(loop, name), name)
@@ -159,7 +165,7 @@ class Deliverer:
             reached(Step.AFTER_RECEIVER, _DROPS_PASSES)
             ran = _DROPPED_BEFORE_REPLY
         except (BrokerUnavailable, TimeoutError) as error:
-            _log.warning("pass_cache_not_dropped", session=done.session_id, why=str(error))
+            self._passes_kept.met(session=done.session_id, why=str(error))
         for delivery in done.deliveries:
             self._publisher.spawn(self._deliver_own(delivery, ran), "deliver")
 
@@ -251,7 +257,7 @@ class Deliverer:
             finished = await self.outbox.deliver(delivery, ran)
         except StoreError as error:
             # What ran is not written down; the lease runs out and it runs once more.
-            _log.warning("outbox_not_recorded", goal=str(delivery.goal_id), why=str(error))
+            self._unrecorded.met(goal=str(delivery.goal_id), why=str(error))
             return False
         except Exception:  # noqa: BLE001 - once per task, logged with the goal
             # One goal that can't be delivered must not keep the others waiting.
@@ -260,8 +266,7 @@ class Deliverer:
         if not finished:
             # It is tried again before the next look would have come.
             self._outbox_loop.soon()
-            self._telemetry.outbox_retries.labels("any").inc()
-            _log.warning("delivery_postponed", goal=str(delivery.goal_id))
+            self._telemetry.outbox_retries.inc()
         return finished
 
     async def _fire(self, due: DueGoal) -> None:
@@ -270,7 +275,7 @@ class Deliverer:
             answer = await self._deadlines.fire(due)
         except StoreError as error:
             # The claim's lease runs out and the deadline is found again.
-            _log.warning("deadline_not_met", goal=str(due.goal_id), why=str(error))
+            self._unmet.met(goal=str(due.goal_id), why=str(error))
             return
         except Exception:  # noqa: BLE001 - once per task, logged with the goal
             # As above: the loop lives on, and the goal is found again.
@@ -284,18 +289,38 @@ class Deliverer:
         reached(Step.BEFORE_REPLY, due.command)
 
     async def _free_abandoned(self) -> None:
+        outage = Outage(
+            _log, "abandoned_transactions_not_freed", "abandoned_transactions_freed_again"
+        )
         while True:
             await asyncio.sleep(_FREE_ABANDONED_EVERY_S)
             try:
                 await self._abandoned.free_left()
             except StoreError as error:
-                _log.warning("abandoned_transactions_not_freed", why=str(error))
+                outage.failed(self._store.clock.monotonic_s(), error)
+            else:
+                outage.worked(self._store.clock.monotonic_s())
 
-    async def _follow_time(self) -> None:
+    async def _look_at_mongodb(self) -> None:
+        outage = Outage(_log, "mongodb_lost", "mongodb_answers_again")
         while True:
-            await asyncio.sleep(_FOLLOW_TIME_EVERY_S)
+            await asyncio.sleep(_LOOK_AT_MONGODB_EVERY_S)
             try:
                 await self._store.follow_time()
-                self._telemetry.outbox_pending.set(await self.outbox.pending())
+                await self._count()
             except StoreError as error:
-                _log.warning("database_time_not_read", why=str(error))
+                self._telemetry.mongodb_alive.set(0)
+                outage.failed(self._store.clock.monotonic_s(), error)
+            else:
+                self._telemetry.mongodb_alive.set(1)
+                outage.worked(self._store.clock.monotonic_s())
+
+    async def _count(self) -> None:
+        """Counts what is left to do in the whole installation."""
+        overdue = await self._deadlines.overdue()
+        pending = await self.outbox.pending()
+        oldest_at = await self.outbox.oldest_at() if pending else None
+        age_s = (self._store.clock.now() - oldest_at).total_seconds() if oldest_at else 0.0
+        self._telemetry.deadlines_overdue.set(overdue)
+        self._telemetry.outbox_pending.set(pending)
+        self._telemetry.outbox_oldest.set(max(0.0, age_s))

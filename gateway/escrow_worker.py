@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from gateway.lookout import PAUSE_S
+from gateway.outage import Outage
 from persistence.errors import StoreError
 from persistence.escrow_calls import EscrowBook, EscrowCalls
 from persistence.escrow_port import Verdict
+from persistence.repeated import Repeated
 
 if TYPE_CHECKING:
     from gateway.lookout import Lookout
@@ -42,6 +44,8 @@ class EscrowWorker:
         self._clock = clock
         self._telemetry = telemetry
         self._looks = looks
+        self._outage = Outage(_log, "escrow_calls_not_read", "escrow_calls_read_again")
+        self._unacknowledged = Repeated(_log, "escrow_call_not_acknowledged")
 
     async def run(self) -> None:
         """Claims and says what is due until it is cancelled."""
@@ -53,11 +57,14 @@ class EscrowWorker:
                 if self._clock.monotonic_s() >= count_at_s:
                     await self._count()
                     count_at_s = self._clock.monotonic_s() + _COUNT_EVERY_S
-                if not self._looks.is_due(await self._calls.next_due_at()):
-                    continue
-                due = await self._calls.claim_due(_CLAIM_LIMIT)
+                is_due = self._looks.is_due(await self._calls.next_due_at())
+                due = await self._calls.claim_due(_CLAIM_LIMIT) if is_due else []
             except StoreError as error:
-                _log.warning("escrow_calls_not_read", why=str(error))
+                self._outage.failed(self._clock.monotonic_s(), error)
+            else:
+                self._outage.worked(self._clock.monotonic_s())
+                if not is_due:
+                    continue
             if due:
                 async with asyncio.TaskGroup() as group:
                     for call in due:
@@ -76,8 +83,8 @@ class EscrowWorker:
             _log.exception("escrow_call_failed", key=call.id, call=call.call.value)
             return
         if answer.verdict is not Verdict.ACKNOWLEDGED:
-            _log.warning(
-                "escrow_call_not_acknowledged",
+            self._unacknowledged.met(
+                answer.verdict.value,
                 key=call.id,
                 call=call.call.value,
                 verdict=answer.verdict.value,

@@ -25,6 +25,7 @@ from gateway.channels import WATCHED, is_cache_channel
 from gateway.hub import Gate
 from gateway.presence import ChannelFull
 from persistence.errors import StoreError
+from persistence.repeated import Repeated
 
 if TYPE_CHECKING:
     from gateway.hub import Channel, Connection
@@ -42,10 +43,11 @@ log = structlog.get_logger(__name__)
 class Subscribing:
     """Performs the subscriptions of one node's connections."""
 
-    __slots__ = ("_node",)
+    __slots__ = ("_delayed", "_node")
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._delayed = Repeated(log, "snapshot_delayed")
 
     def at_once(self, connection: Connection, request: Subscribe) -> bool:
         """Subscribes without waiting where nothing has to be waited for; tells whether it did."""
@@ -195,7 +197,7 @@ class Subscribing:
             async with asyncio.timeout(SNAPSHOT_WAIT_S):
                 return await self._node.snapshot(user_id)
         except (StoreError, TimeoutError):
-            log.warning("snapshot_delayed", user_id=user_id)
+            self._delayed.met(user_id=user_id)
             return None
 
     # Ending

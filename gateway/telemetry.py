@@ -97,13 +97,22 @@ class Telemetry:
         self.outbox_pending: Gauge = self._gauge(
             "outbox_pending", "Goals whose deliver-phase receivers are not all done."
         )
+        self.outbox_oldest: Gauge = self._gauge(
+            "outbox_oldest_seconds", "Age of the oldest news that is not delivered, 0 without one."
+        )
         self.outbox_retries: Counter = self._counter(
-            "outbox_retries_total", "Receivers that were run again, by receiver.", "receiver"
+            "outbox_retries_total", "Deliveries that were postponed because a receiver failed."
         )
         self.deadline_lateness: Histogram = self._histogram(
             "deadline_lateness_seconds",
             "How late a due goal got its timer command.",
             _LATENESS_BUCKETS_S,
+        )
+        self.deadlines_overdue: Gauge = self._gauge(
+            "deadlines_overdue", "Goals whose deadline was over five seconds ago and is not met."
+        )
+        self.mongodb_alive: Gauge = self._gauge(
+            "mongodb_alive", "1 while MongoDB answers, asked every ten seconds, else 0."
         )
         self.damaged: Gauge = self._gauge(
             "damaged_documents",
@@ -111,7 +120,7 @@ class Telemetry:
         )
         self.damaged.set_function(lambda: damage.count)
         self.goals_ended: Counter = self._counter(
-            "goals_ended_total", "Goals that stopped being active, by reason.", "reason"
+            "goals_ended_total", "Goals that are no longer active, by whether agreed.", "reason"
         )
 
     def _make_escrow_metrics(self) -> None:

@@ -23,6 +23,7 @@ from gateway.broker import BrokerUnavailable
 from gateway.channels import WATCHED
 from gateway.hub import Gate
 from gateway.occupancy import Turns
+from persistence.repeated import Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,10 +49,11 @@ def online_announcements(_app_id: str, user_id: str) -> Turns:
 class Users:
     """The signed-in users of one node's connections, and whom these watch."""
 
-    __slots__ = ("_connections", "_node", "_signed_in", "_watching")
+    __slots__ = ("_connections", "_delayed", "_node", "_signed_in", "_watching")
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._delayed = Repeated(log, "watchlist_delayed")
         # (app id, user id) -> this node's connections of that user.
         self._connections: dict[tuple[str, str], dict[NodeConnection, None]] = {}
         self._signed_in: dict[NodeConnection, tuple[str, str]] = {}
@@ -102,7 +104,7 @@ class Users:
             try:
                 await self._begin(connection, users)
             except BrokerUnavailable:
-                log.warning("watchlist_delayed", socket_id=connection.pusher.socket_id)
+                self._delayed.met(socket_id=connection.pusher.socket_id)
                 await backoff.pause()
             else:
                 return

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from persistence.store import Row, Store
 
 _CLAIMED: Final = {"due_at": True, "due_command": True}
+# A deadline that is met at all is met before it is so late.
+_OVERDUE_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,12 @@ class Deadlines:
                 .to_list()
             )
         return _due_goals(rows)
+
+    async def overdue(self) -> int:
+        """How many goals have a deadline that was not met in time, and still is not."""
+        async with self._store.reading():
+            late = self._store.clock.now() - timedelta(seconds=_OVERDUE_S)
+            return await self._store.goals.count_documents({"due_at": {"$lt": late}})
 
     async def fire(self, due: DueGoal) -> Answer:
         """Sends a claimed goal its timer command.

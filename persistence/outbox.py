@@ -28,6 +28,7 @@ from persistence.escrow_port import SERVICE
 from persistence.faults import Step, reached
 from persistence.intents import Delivery
 from persistence.occurrences import occurrence_of
+from persistence.repeated import Repeated
 from persistence.sharing import Apart, Shared
 from persistence.store import DUPLICATE
 from statemachine.goal import RULES, CommandName
@@ -50,6 +51,9 @@ _FAILURES: dict[str, Any] = {"$ifNull": ["$outbox_failures", 0]}
 _RETRY_MS: dict[str, Any] = {
     "$min": [2000, {"$multiply": [250, {"$pow": [2, {"$min": [_FAILURES, 10]}]}]}]
 }
+
+# Outboxes that are read to find the oldest.
+_OLDEST_OF: Final = 1000
 
 _ENTRIES: Final = TypeAdapter(list[OutboxEntry])
 
@@ -93,6 +97,7 @@ class Outbox:
         self._performer = performer
         self._tracking = Shared(self._track, store.options.at_once)
         self._removing = Shared(self._remove_all, store.options.at_once)
+        self._failures = Repeated(_log, "receiver_failed")
 
     async def deliver(self, delivery: Delivery, ran: frozenset[str] = frozenset()) -> bool:
         """Runs the receivers of a goal's entries, and of those that are added meanwhile.
@@ -171,6 +176,21 @@ class Outbox:
         async with self._store.reading():
             return await self._store.goals.count_documents({"outbox_due_at": {"$exists": True}})
 
+    async def oldest_at(self) -> datetime | None:
+        """When what waits longest happened, of the thousand outboxes that are due next."""
+        async with self._store.reading():
+            cursor = await self._store.goals.aggregate(
+                [
+                    {"$match": {"outbox_due_at": ANY_INSTANT}},
+                    {"$sort": {"outbox_due_at": 1}},
+                    {"$limit": _OLDEST_OF},
+                    {"$group": {"_id": None, "at": {"$min": {"$first": "$outbox.occurrence.at"}}}},
+                ]
+            )
+            rows = await cursor.to_list()
+        oldest_at: datetime | None = rows[0]["at"] if rows else None
+        return oldest_at
+
     async def track(self, effect: Track) -> bool:
         """Writes an analytics record; tells whether it is the first time."""
         async with self._store.reading():
@@ -204,9 +224,7 @@ class Outbox:
                 except DeliveryFailed as error:
                     progress.failed = entry
                     progress.left = tuple(entry.pending[position:])
-                    _log.warning(
-                        "receiver_failed", event_id=entry.event_id, receiver=name, why=str(error)
-                    )
+                    self._failures.met(name, event_id=entry.event_id, receiver=name, why=str(error))
                     return progress
                 reached(Step.AFTER_RECEIVER, name)
             progress.done_entries.append(entry.event_id)

@@ -16,6 +16,7 @@ from gateway.redis_passes import PassCache
 from gateway.telemetry import Telemetry
 from persistence.intents import Done
 from statemachine.goal import CommandName
+from tests.gateway.harness import until
 from tests.persistence.world import World, goal_id_of
 
 if TYPE_CHECKING:
@@ -193,6 +194,33 @@ async def test_what_could_not_be_delivered_is_tried_again_long_before_the_next_l
     await node.until_published("private-stream@anna")
 
     assert node.unreachable_times == 0
+
+
+async def test_what_is_left_to_do_and_whether_mongodb_answers_is_in_the_metrics(
+    world: World, deliverer: Deliverer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.deliver._LOOK_AT_MONGODB_EVERY_S", 0.01)
+    other = await world.add_node()
+    session = await world.session()
+    await world.invite(session, node=other)
+    await world.invite(session, "cleo", node=other)
+    world.clock.shift(2)
+
+    await deliverer.start()
+    await until(lambda: metric(deliverer, "outbox_pending") == 2)
+
+    assert 2 <= metric(deliverer, "outbox_oldest_seconds") < 60
+    assert metric(deliverer, "deadlines_overdue") == 0
+    assert metric(deliverer, "mongodb_alive") == 1
+    await world.node.store.close()
+    await until(lambda: metric(deliverer, "mongodb_alive") == 0)
+
+
+def metric(deliverer: Deliverer, name: str) -> float:
+    registry = deliverer._telemetry.registry
+    value = registry.get_sample_value(f"duet_{name}")
+    assert value is not None, f"there is no metric {name}"
+    return value
 
 
 async def test_what_a_dead_process_left_is_taken_over_when_its_lease_ends(

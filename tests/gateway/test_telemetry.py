@@ -21,6 +21,7 @@ COUNTED_THINGS = {
     "subscriptions",
     "channels",
     "outbox_pending",
+    "deadlines_overdue",
     "damaged_documents",
 }
 

@@ -32,6 +32,20 @@ async def test_a_goal_is_found_when_it_is_due_and_not_a_millisecond_before(
     assert due == [DueGoal(ObjectId(goal_id), CommandName.EXPIRE, due_at=world.clock.now())]
 
 
+async def test_a_deadline_that_nobody_has_met_is_overdue_claimed_or_not(world: World) -> None:
+    await world.invited(await world.session())
+    world.clock.shift(65)
+    assert await world.node.deadlines.overdue() == 0
+    world.clock.shift(0.001)
+    assert await world.node.deadlines.overdue() == 1
+
+    [due] = await world.node.deadlines.claim_due(10)
+    assert await world.node.deadlines.overdue() == 1
+    await world.node.deadlines.fire(due)
+
+    assert await world.node.deadlines.overdue() == 0
+
+
 async def test_a_goal_is_claimed_ahead_and_held_for_its_lease_from_its_time_on(
     world: World,
 ) -> None:

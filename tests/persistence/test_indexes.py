@@ -83,6 +83,8 @@ async def an_evening(world: World) -> None:
     await node.sessions.end(session)
     await node.outbox.take_over()
     await node.outbox.pending()
+    await node.outbox.oldest_at()
+    await node.deadlines.overdue()
     world.clock.shift(3600)
     await node.deliver_due()
     await node.fire_due()
@@ -172,6 +174,7 @@ async def test_finished_goals_cost_the_workers_nothing(profiled: World) -> None:
     profiled.raw.command("profile", 2)
 
     await profiled.node.outbox.pending()
+    await profiled.node.outbox.oldest_at()
     await profiled.node.outbox.take_over()
 
     rows = operations(profiled.raw)

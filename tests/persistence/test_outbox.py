@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from bson import ObjectId
+from structlog.testing import capture_logs
 
 from persistence.faults import Step
 from persistence.intents import Done
@@ -264,6 +265,38 @@ async def test_a_receiver_that_fails_for_ever_holds_up_only_its_own_goal(world: 
     assert world.goal_row(stuck)["state"] == "declined"
     assert world.goal_row(fine)["state"] == "ended"
     assert await world.node.outbox.pending() == 1
+
+
+async def test_a_receiver_that_fails_for_many_goals_is_told_once(world: World) -> None:
+    session = await world.session()
+    goals = [await world.invited(session, viewer) for viewer in ("ben", "cleo", "dora")]
+    answers = [await world.ask(CommandName.DISAGREE, goal_id) for goal_id in goals]
+    world.node.recorder.fails = pushes("goal.ended")  # type: ignore[assignment]
+
+    with capture_logs() as logs:
+        for answer in answers:
+            await delivered(world, answer)
+
+    [told] = [line for line in logs if line["log_level"] != "debug"]
+    assert (told["event"], told["receiver"]) == ("receiver_failed", "notify_goal_ended")
+    assert await world.node.outbox.pending() == 3
+
+
+async def test_the_oldest_news_that_waits_is_as_old_as_its_cause(world: World) -> None:
+    session = await world.session()
+    answer = await world.ask(CommandName.DISAGREE, await world.invited(session, "ben"))
+    asked_at = world.clock.now()
+    world.clock.shift(30)
+    await world.ask(CommandName.DISAGREE, await world.invited(session, "cleo"))
+    assert await world.node.outbox.oldest_at() <= asked_at  # type: ignore[operator]
+
+    await delivered(world, answer)
+
+    assert await world.node.outbox.oldest_at() > asked_at  # type: ignore[operator]
+    await world.node.deliver_due()
+    world.clock.shift(10)
+    await world.node.deliver_due()
+    assert await world.node.outbox.oldest_at() is None
 
 
 async def test_the_platforms_own_receiver_runs_from_the_outbox(world: World) -> None:
