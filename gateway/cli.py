@@ -1,6 +1,7 @@
 """The `duet` command. What goes wrong is told in one line on standard error, never a traceback."""
 
 import asyncio
+import io
 import os
 import sys
 from datetime import timedelta
@@ -19,6 +20,7 @@ from gateway.preflight import (
     Finding,
     apps_of,
     check_files,
+    check_key_set,
     check_servers,
     check_settings,
     refusals,
@@ -31,6 +33,7 @@ from gateway.settings import (
     unknown_variables,
 )
 from gateway.telemetry import configure_logging
+from gateway.token_keys import secret_key
 from gateway.wiring import StartError
 from persistence.clock import Clock
 
@@ -52,17 +55,23 @@ class TokenRole(StrEnum):
 
 def main() -> None:
     """Runs the command line; the process's exit code says whether it went well."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # In a locale without them, a question mark stands for `…` and the like.
+        sys.stdout.reconfigure(errors="replace")
     try:
         app()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except BrokenPipeError:
         # `duet doctor | head`: nobody is left to read the rest.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_output()
         raise SystemExit(1) from None
     except SettingsError as error:
         fail(*error.lines)
-    except (StartError, OSError) as error:
+    except OSError as error:
+        _let_go_of_output()
+        fail(str(error))
+    except StartError as error:
         fail(str(error))
     except Exception as error:
         # The last place that can turn a fault of ours into one line; debug shows all of it.
@@ -70,6 +79,17 @@ def main() -> None:
             raise
         name = type(error).__name__
         fail(f"internal error: {name}: {error} (DUET_LOG_LEVEL=debug shows where)")
+
+
+def _let_go_of_output() -> None:
+    """What could not be written is not tried again when Python ends, which would complain."""
+    if sys.stdout is None:
+        # It was given none.
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(*lines: str) -> NoReturn:
@@ -110,6 +130,9 @@ def serve(
     why_not = [*misspelt, *asyncio.run(refusals(settings))]
     if why_not:
         fail(*why_not)
+    for finding in check_settings(settings):
+        if not finding.good:
+            _warn(f"{finding.what}: {finding.text}")
     configure_logging(settings)
     # The whole gateway, which the other commands start faster without.
     from gateway.server import serve as run_server
@@ -154,6 +177,9 @@ def token(
         fail("tokens are signed by whoever has the private key; DUET_JWT_SECRET is not in use")
     if not USER_ID_PATTERN.fullmatch(user):
         fail("--user: 1 to 64 of the characters A-Z, a-z, 0-9 and _ = @ , ; -")
+    if settings.jwt_secret:
+        # No gateway would accept what a shorter one signs.
+        secret_key(settings.jwt_secret)
     typer.echo(development_token(settings, user, role.value, client_id, ttl_s))
 
 
@@ -187,6 +213,7 @@ def doctor() -> None:
             for unknown in unknown_variables(os.environ)
         ),
         *check_settings(settings),
+        *asyncio.run(check_key_set(settings)),
         *asyncio.run(check_servers(settings)),
         check_files(settings),
     ]

@@ -8,17 +8,20 @@ from __future__ import annotations
 import hmac
 import math
 import re
-import ssl
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import httpx
+
 from gateway.apps import DEMO_APP, Apps, AppsError, read_apps
+from gateway.certificate import pair_fault, validity_fault
 from gateway.extensions import ExtensionError, registering_function
 from gateway.open_files import KEPT_FREE, files_allowed, files_for_sockets
 from gateway.redis_report import examine_redis
 from gateway.settings import DEMO_JWT_SECRET, JWT_SECRET_MIN_BYTES, SettingsError
-from gateway.token_keys import key_sources, public_key
+from gateway.token_keys import JWKS_TIMEOUT_S, KeysNotFetched, fetched_keys, key_sources, public_key
+from persistence.clock import Clock
 from persistence.diagnosis import examine_mongodb
 
 if TYPE_CHECKING:
@@ -102,6 +105,19 @@ def check_settings(settings: Settings) -> list[Finding]:
     if settings.node_lease_s <= settings.redis_timeout_s:
         findings.append(_bad("DUET_NODE_LEASE_S", "must be longer than DUET_REDIS_TIMEOUT_S"))
     return findings
+
+
+async def check_key_set(settings: Settings) -> list[Finding]:
+    """Whether the keys of tokens can be fetched; a gateway starts without, and tries again."""
+    name, url = "DUET_JWT_JWKS_URL", settings.jwt_jwks_url
+    if url is None or any(finding.fatal for finding in _keys(settings)):
+        return []
+    async with httpx.AsyncClient(timeout=JWKS_TIMEOUT_S) as client:
+        try:
+            keys = await fetched_keys(client, url)
+        except KeysNotFetched as error:
+            return [_advice(name, f"no token is accepted until it answers: {error}")]
+    return [_good(name, f"{len(keys)} key{'s' * (len(keys) > 1)} fetched")]
 
 
 async def check_servers(settings: Settings) -> list[Finding]:
@@ -218,11 +234,10 @@ def _tls(settings: Settings) -> list[Finding]:
         return [_bad("DUET_TLS_CERT", "must be set together with DUET_TLS_KEY")]
     if key is None:
         return [_bad("DUET_TLS_KEY", "must be set together with DUET_TLS_CERT")]
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key)
-    except OSError as error:  # ssl.SSLError among them
-        why = error.strerror or str(error)
-        return [_bad("DUET_TLS_CERT, DUET_TLS_KEY", f"can't be used: {why}")]
+    if (fault := pair_fault(cert, key)) is not None:
+        return [_bad("DUET_TLS_CERT, DUET_TLS_KEY", f"can't be used: {fault}")]
+    if (fault := validity_fault(cert, Clock().now())) is not None:
+        return [_advice("DUET_TLS_CERT", fault)]
     return [_good("DUET_TLS_CERT", str(cert))]
 
 

@@ -56,7 +56,7 @@ async def examine_redis(url: str, prefix: str, timeout_s: float) -> RedisReport:
     try:
         client = Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
     except ValueError as error:
-        return RedisReport(fault=str(error))
+        return RedisReport(fault=_no_address(error))
     try:
         info: dict[str, Any] = await client.info()
         persistent = bool(info.get("aof_enabled")) or await _saves(client)
@@ -98,6 +98,13 @@ async def _refused(client: Redis, prefix: str) -> str | None:
         # A server that can't save, or a replica, says so by itself.
         return _line(error) if "NOPERM" in str(error) else None
     return None
+
+
+def _no_address(error: ValueError) -> str:
+    """The library's own sentence if it has one; Python's would tell a part of the password."""
+    if "schemes" in str(error):
+        return str(error)
+    return "no such address; in a password the characters / ? # @ : % are written %2F %3F … %25"
 
 
 async def _saves(client: Redis) -> bool | None:

@@ -145,6 +145,27 @@ def keys_of_jwks(document: Any) -> dict[str | None, VerificationKey]:
     return found
 
 
+class KeysNotFetched(Exception):
+    """The key set's server is not there, or what it serves is no key set for us."""
+
+
+async def fetched_keys(client: httpx.AsyncClient, url: str) -> dict[str | None, VerificationKey]:
+    """The keys that an address serves.
+
+    Raises:
+        KeysNotFetched: There are none to be had in time; one line that says why.
+    """
+    try:
+        async with asyncio.timeout(JWKS_TIMEOUT_S):
+            response = await client.get(url)
+            response.raise_for_status()
+            return keys_of_jwks(response.json())
+    except httpx.HTTPStatusError as error:
+        raise KeysNotFetched(f"status {error.response.status_code}") from None
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, AuthError) as error:
+        raise KeysNotFetched(str(error) or type(error).__name__) from None
+
+
 class FixedAuthorizer:
     """Checks tokens with keys that don't change while the process runs."""
 
@@ -217,12 +238,9 @@ class JwksAuthorizer:
 
     async def _fetch(self) -> None:
         try:
-            async with asyncio.timeout(JWKS_TIMEOUT_S):
-                response = await self._client.get(self._url)
-                response.raise_for_status()
-                keys = keys_of_jwks(response.json())
-        except (httpx.HTTPError, TimeoutError, ValueError, AuthError) as error:
-            log.warning("jwks_not_fetched", url=self._url, reason=str(error) or repr(error))
+            keys = await fetched_keys(self._client, self._url)
+        except KeysNotFetched as error:
+            log.warning("jwks_not_fetched", url=self._url, reason=str(error))
             return
         self._keys = KeySet(keys, self._keys.issuer, self._keys.audience)
         self._fetched_at = asyncio.get_running_loop().time()

@@ -56,5 +56,6 @@ def in_short(error: BaseException) -> str:
     if isinstance(error, BulkWriteError):
         faults = [*error.details["writeErrors"], *error.details["writeConcernErrors"]]
         text = str(faults[0]["errmsg"]) if faults else text
-    text = text.partition(", full error: ")[0].partition(", Timeout:")[0].partition("\n")[0]
+    for aside in (", full error: ", ", Timeout:", " (configured timeouts: ", "\n"):
+        text = text.partition(aside)[0]
     return _REFUSED_COMMAND.sub(r" to run \1", text)[:300] or type(error).__name__

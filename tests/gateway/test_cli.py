@@ -124,6 +124,26 @@ class TestToken:
 
         assert_refused(run, "tokens are signed by whoever has the private key")
 
+    def test_a_secret_that_no_gateway_accepts_is_refused(self) -> None:
+        run = duet("token", "--user", "a", "--role", "viewer", env=environment(DUET_JWT_SECRET="x"))
+
+        assert_refused(run, "DUET_JWT_SECRET: needs at least 32 bytes")
+
+    def test_an_output_without_room_is_told_once(self) -> None:
+        with Path("/dev/full").open("w") as full:
+            run = subprocess.run(
+                [*DUET, "token", "--user", "a", "--role", "viewer"],
+                env=environment(),
+                cwd=ROOT,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=PATIENCE_S,
+                check=False,
+            )
+
+        assert_refused(run, "[Errno 28]")
+
 
 class TestServeRefuses:
     def test_without_settings_and_names_each_that_is_missing(self) -> None:
@@ -277,9 +297,10 @@ class TestDoctor:
 
 
 def test_help_names_every_command() -> None:
-    run = duet("--help", env=environment())
+    """Even where the terminal has nothing but ASCII."""
+    run = duet("--help", env=environment(PYTHONIOENCODING="ascii"))
 
-    assert run.returncode == 0
+    assert run.returncode == 0, run.stderr
     for command in ("demo", "serve", "token", "doctor", "bench"):
         assert command in run.stdout
 

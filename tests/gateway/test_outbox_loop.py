@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ from statemachine.goal import CommandName
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from datetime import datetime
 
     from persistence.intents import Delivery
     from tests.persistence.world import World
@@ -173,26 +171,3 @@ async def test_a_backlog_that_can_not_be_delivered_is_not_tried_as_fast_as_it_fa
 
     first, second = bench.begun_at_s[0], bench.begun_at_s[AT_ONCE]
     assert second - first > 0.8 * PAUSE_S
-
-
-async def test_a_mongodb_that_is_gone_is_told_once_and_not_at_each_look(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looks = itertools.count(1)
-    looked_thrice = asyncio.Event()
-    next_due_at = bench.world.node.outbox.next_due_at
-
-    async def look() -> datetime | None:
-        if next(looks) == 4:
-            looked_thrice.set()
-        return await next_due_at()
-
-    monkeypatch.setattr(bench.world.node.outbox, "next_due_at", look)
-    await bench.world.node.store.close()
-
-    with capture_logs() as logs:
-        bench.start(interval_s=3600)
-        async with asyncio.timeout(PATIENCE_S):
-            await looked_thrice.wait()
-
-    assert [line["event"] for line in logs] == ["outboxes_not_read"]

@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway.preflight import apps_of, check_files, check_servers, check_settings, refusals
+from gateway.preflight import (
+    apps_of,
+    check_files,
+    check_key_set,
+    check_servers,
+    check_settings,
+    refusals,
+)
+from gateway.redis_report import examine_redis
 from gateway.settings import DEMO_JWT_SECRET, Settings, SettingsError
 from persistence.clock import Clock
 from persistence.diagnosis import examine_mongodb
-from persistence.errors import StoreUnavailable
+from persistence.errors import StoreUnavailable, in_short
 from persistence.store import Store, StoreOptions
 
 if TYPE_CHECKING:
@@ -85,7 +93,7 @@ def test_settings_that_are_complete_and_safe_have_no_fault(good: dict[str, Any])
         (
             {"tls_cert": Path("/nowhere/c"), "tls_key": Path("/nowhere/k")},
             "DUET_TLS_CERT, DUET_TLS_KEY",
-            "can't be used",
+            "can't be used: /nowhere/c: No such file",
         ),
         ({"node_lease_s": 1, "redis_timeout_s": 1}, "DUET_NODE_LEASE_S", "must be longer"),
     ],
@@ -128,6 +136,20 @@ def test_a_keys_server_on_this_machine_needs_no_tls(good: dict[str, Any]) -> Non
         assert faults(Settings(**(good | local), jwt_jwks_url=f"http://{host}/keys")) == []
 
 
+async def test_keys_that_can_not_be_fetched_are_advice_since_they_may_come_back(
+    good: dict[str, Any], silent_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.token_keys.JWKS_TIMEOUT_S", 0.1)
+    url = f"http://127.0.0.1:{silent_port}/keys"
+    settings = Settings(**good | {"jwt_secret": None, "pass_secret": SECRET}, jwt_jwks_url=url)
+
+    [finding] = await check_key_set(settings)
+
+    assert (finding.good, finding.fatal) == (False, False)
+    assert finding.text == "no token is accepted until it answers: TimeoutError"
+    assert await check_key_set(Settings(**good)) == []
+
+
 def test_apps_that_can_not_be_read_are_told_with_the_variables_name(apps_file: Path) -> None:
     apps_file.write_text(APP + "colour = 1\n")
 
@@ -165,6 +187,25 @@ async def test_servers_that_can_not_be_reached_are_refused_one_line_each(
         "DUET_REDIS_URL: Redis",
     ]
     assert not any("\n" in line or "hush" in line for line in lines)
+
+
+async def test_no_part_of_a_password_that_is_not_escaped_is_told() -> None:
+    report = await examine_redis("redis://:hush#word@127.0.0.1:6379", "duet", 0.1)
+
+    assert report.fault is not None
+    assert "hush" not in report.fault
+    assert "%2F" in report.fault
+
+
+def test_the_drivers_asides_are_left_out() -> None:
+    error = OSError(
+        "db-1:27017: refused (configured timeouts: socketTimeoutMS: 5000.0ms), Timeout: 5s"
+    )
+
+    assert in_short(error) == "db-1:27017: refused"
+    assert in_short(OSError("Authentication failed., full error: {'ok': 0.0}")) == (
+        "Authentication failed."
+    )
 
 
 @pytest.mark.parametrize(
