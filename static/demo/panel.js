@@ -5,7 +5,7 @@
 
 import { Api } from "./api.js";
 import { Board } from "./board.js";
-import { gatewayNow, setGatewayClock } from "./clock.js";
+import { gatewayHasPassed, gatewayNow, setGatewayClock } from "./clock.js";
 import { delayOf } from "./delay.js";
 import { fromTemplate, h, setText } from "./dom.js";
 import { instant_ms, money } from "./format.js";
@@ -181,8 +181,11 @@ export class Panel extends EventTarget {
   }
 
   #received(frame) {
-    this.#undrawn.push({ frame, delay: delayOf(frame, this) });
     const { event, data } = frame;
+    // An invitation that is over has as its `exp` the earlier one of its deadline and of its end.
+    const overAt = event === "goal.ended" && data._cls === "TriggerExclusiveGoal" ? instant_ms(data.exp) : null;
+    if (overAt !== null) gatewayHasPassed(overAt);
+    this.#undrawn.push({ frame, delay: delayOf(frame, this) });
     if (event === "goal.snapshot") {
       setGatewayClock(instant_ms(data.as_of) ?? Date.now());
       for (const goalId of this.board.snapshot(data)) this.ask(goalId);
