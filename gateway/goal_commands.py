@@ -20,6 +20,7 @@ from gateway.storable import why_not_storable
 from persistence.errors import StoreDamaged, StoreOverloaded, StoreUnavailable
 from persistence.faults import Step, reached
 from persistence.intents import Done, Intent, Refused, Terms
+from persistence.repeated import Repeated
 from persistence.views import goal_view, session_view
 from statemachine.goal import CommandName, RejectionCode, Role
 from statemachine.instants import rfc3339
@@ -76,6 +77,7 @@ class GoalCommands:
         self._telemetry = telemetry
         self._pass_secret = pass_secret
         self._room_pass_s = room_pass_s
+        self._unavailable = Repeated(_log, "command_unavailable")
 
     async def execute(self, command: GoalCommand, identity: Identity) -> Reply:
         """Carries out a command and replies; never raises for what a caller can cause."""
@@ -97,7 +99,7 @@ class GoalCommands:
             _log.error("books_damaged", command=intent.command, goal=intent.goal_id, why=str(error))
             return Reply(intent.request_id, None, CommandError.of(ErrorCode.INTERNAL))
         except StoreUnavailable as error:
-            _log.warning("command_unavailable", command=intent.command, why=str(error))
+            self._unavailable.met(intent.command, command=intent.command, why=str(error))
             return Reply(intent.request_id, None, CommandError.of(ErrorCode.UNAVAILABLE))
         goal_json = msgspec.json.encode(answer.goal) if answer.goal is not None else None
         if isinstance(answer, Refused):

@@ -103,6 +103,7 @@ async def test_commands_get_a_retryable_error_in_time_and_nothing_is_half_done(
     assert took_over_http_s < ANSWER_WITHIN_S
     assert ready.status_code == 503
     assert alive.status_code == 200
+    assert len(stage.gateway.said("command_unavailable")) <= 1, "a line for each command"
     assert await stage.books.goal(goal["id"]) == before
 
     # The same request_id, sent again, is carried out now.
