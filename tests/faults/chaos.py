@@ -14,7 +14,7 @@ import signal
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from bson import ObjectId
 from pymongo.read_concern import ReadConcern
@@ -27,7 +27,7 @@ from tests.faults.forked_gateway import REFUSED, CrashPoint, ForkedGateway
 from tests.faults.players import Witness, read_truth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     from tests.e2e.gateway_process import Stores
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 # Deadlines so short that they come by themselves within a stream's life.
 _REFUND_DELAY_S: Final = 1.0
 _SHOW_GRACE_S: Final = 0.5
+_LEASE_S: Final = 1.0
 SETTINGS: Final = {
-    "lease_s": 1.0,
+    "lease_s": _LEASE_S,
     "invitation_ttl_s": INVITATION_TTL_S,
     "refund_delay_s": _REFUND_DELAY_S,
     "show_grace_s": _SHOW_GRACE_S,
@@ -126,7 +127,12 @@ class ChaosResult:
 
 
 class Chaos:
-    """One run: gateways, the hands that kill them, the streams in front."""
+    """One run: gateways, the hands that kill them, the streams in front.
+
+    Attributes:
+        troubles: what else goes wrong meanwhile, each again and again.
+        settings: of the gateways, beside those of every run.
+    """
 
     def __init__(
         self,
@@ -149,6 +155,8 @@ class Chaos:
         self._answers = 0
         self._answered = asyncio.Event()
         self.witness = Witness(stores)
+        self.troubles: Sequence[Callable[[], Awaitable[None]]] = ()
+        self.settings: Mapping[str, Any] = {}
 
     def any_gateway(self) -> ForkedGateway:
         """What a load balancer would pick: mostly one that was found ready, else one that lives."""
@@ -169,6 +177,7 @@ class Chaos:
             books = await stack.enter_async_context(Books(self._stores))
             await stack.enter_async_context(self.witness)
             settings = SETTINGS | {"command_timeout_s": self._options.command_timeout_s}
+            settings |= self.settings
             for _ in range(self._options.gateways):
                 gateway = ForkedGateway(self._stores, self._apps_file, self._log, settings)
                 self._gateways.append(await stack.enter_async_context(gateway))
@@ -179,6 +188,8 @@ class Chaos:
                     tasks.create_task(self._kill_again_and_again(gateway))
                     for gateway in self._gateways
                 ]
+                for trouble in self.troubles:
+                    tasks.create_task(self._again_and_again(trouble, killers))
                 for _ in range(self._options.streams):
                     tasks.create_task(self._stream_after_stream(books, killers))
                 await asyncio.wait(killers)
@@ -210,6 +221,22 @@ class Chaos:
         while not await self._start(gateway, None):
             if not self._may_start_again(gateway):
                 return
+
+    async def stop_one(self) -> None:
+        """Has a gateway stand still for longer than its claims last; then it goes on."""
+        gateway = self.any_gateway()
+        for send in (gateway.pause, gateway.resume):
+            if gateway.is_running:
+                # It may be killed at this moment.
+                with contextlib.suppress(ProcessLookupError):
+                    send()
+            await asyncio.sleep(self._dice.uniform(1, 2) * _LEASE_S)
+
+    async def _again_and_again(
+        self, trouble: Callable[[], Awaitable[None]], killers: list[asyncio.Task[None]]
+    ) -> None:
+        while not all(killer.done() for killer in killers):
+            await trouble()
 
     async def _kill(self, gateway: ForkedGateway, where: str) -> None:
         if gateway.is_running:
@@ -310,17 +337,20 @@ class Chaos:
     async def _rest(self, books: Books, stream: Stream) -> None:
         """Returns when nothing is left to be done for a stream, or when it is clear that it stalls.
 
-        Only the goals are asked for, which an index finds: the rest of the truth is looked for
-        among everything that the run has left so far.
+        Only what an index finds is asked for: the rest of the truth is looked for among everything
+        that the run has left so far.
         """
         began_at_s, answers = time.monotonic(), self._answers
         # As the truth is read: what has come to rest on the primary may not have on a majority.
         majority = ReadConcern("majority")
         goals = books.database.get_collection("goals", read_concern=majority)
         of_stream = {"conditions.session_id": ObjectId(stream.session_id)}
+        calls = books.database.get_collection("escrow_calls", read_concern=majority)
+        unsaid = {"status": "pending", "session_id": ObjectId(stream.session_id)}
         while True:
             rows = await goals.find(of_stream, {"state": True, "outbox": True}).to_list()
-            if all(row["state"] == "ended" and not row.get("outbox") for row in rows):
+            over = all(row["state"] == "ended" and not row.get("outbox") for row in rows)
+            if over and await calls.find_one(unsaid) is None:
                 return
             waited_s = time.monotonic() - began_at_s
             worked = self._answers - answers >= _ANSWERS_MEANWHILE
