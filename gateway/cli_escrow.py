@@ -31,7 +31,7 @@ app = typer.Typer(
 _FILE_WIDTH = 200
 
 
-def with_store(work: Callable[[Store], Awaitable[T]]) -> T:
+def with_store(work: Callable[[Store], Awaitable[T]], *, with_indexes: bool = True) -> T:
     """Opens MongoDB as the settings say, does `work`, closes it.
 
     Raises:
@@ -39,7 +39,7 @@ def with_store(work: Callable[[Store], Awaitable[T]]) -> T:
     """
 
     async def run() -> T:
-        store = await open_store(load_settings(), Clock())
+        store = await open_store(load_settings(), Clock(), with_indexes=with_indexes)
         try:
             return await work(store)
         except MigrationRefused as error:

@@ -124,8 +124,8 @@ class GoalCommands:
         """One goal, for its two parties."""
         try:
             goal = await self._goals.goal(goal_id)
-        except StoreUnavailable:
-            return CommandError.of(ErrorCode.UNAVAILABLE)
+        except (StoreOverloaded, StoreUnavailable) as error:
+            return _not_now(error)
         if goal is None:
             return CommandError.of(ErrorCode.UNKNOWN_GOAL)
         if identity.user_id not in _parties(goal):
@@ -149,8 +149,8 @@ class GoalCommands:
             return CommandError.of(ErrorCode.MALFORMED, f"rtc_sources can't be kept: {fault}.")
         try:
             session, created = await self._sessions.create(identity.user_id, wanted.rtc_sources)
-        except StoreUnavailable:
-            return CommandError.of(ErrorCode.UNAVAILABLE)
+        except (StoreOverloaded, StoreUnavailable) as error:
+            return _not_now(error)
         if created:
             await self._deliverer.stream_changed(identity.user_id)
         return (201 if created else 200), msgspec.json.encode(session_view(session))
@@ -177,10 +177,8 @@ class GoalCommands:
                 if reply.error is not None and reply.error.retryable:
                     return reply.error
             ended, deliveries = await self._sessions.end(session)
-        except StoreOverloaded:
-            return CommandError.of(ErrorCode.OVERLOADED)
-        except StoreUnavailable:
-            return CommandError.of(ErrorCode.UNAVAILABLE)
+        except (StoreOverloaded, StoreUnavailable) as error:
+            return _not_now(error)
         await self._deliverer.after_commit(Done({}, session_id, deliveries))
         await self._deliverer.stream_changed(identity.user_id)
         reached(Step.BEFORE_REPLY, CommandName.CLOSE)
@@ -223,8 +221,8 @@ class GoalCommands:
     async def _session(self, session_id: str) -> Session | CommandError:
         try:
             session = await self._sessions.session(session_id)
-        except StoreUnavailable:
-            return CommandError.of(ErrorCode.UNAVAILABLE)
+        except (StoreOverloaded, StoreUnavailable) as error:
+            return _not_now(error)
         return session or CommandError.of(ErrorCode.UNKNOWN_SESSION)
 
 
@@ -249,6 +247,11 @@ def _intent(name: CommandName, command: GoalCommand, identity: Identity) -> Inte
 def _error(refused: Refused) -> CommandError:
     code = code_of(refused.code)
     return CommandError(code, refused.message, ERRORS[code].retryable)
+
+
+def _not_now(error: StoreOverloaded | StoreUnavailable) -> CommandError:
+    overloaded = isinstance(error, StoreOverloaded)
+    return CommandError.of(ErrorCode.OVERLOADED if overloaded else ErrorCode.UNAVAILABLE)
 
 
 def _parties(goal: Goal) -> tuple[str, str]:

@@ -248,8 +248,8 @@ def _pass_key(settings: Settings) -> str:
     return settings.pass_key
 
 
-async def open_store(settings: Settings, clock: Clock) -> Store:
-    """MongoDB as the settings say.
+async def open_store(settings: Settings, clock: Clock, *, with_indexes: bool = True) -> Store:
+    """MongoDB as the settings say; missing indexes are made unless it is said otherwise.
 
     Raises:
         StartError: There is no address, or nothing usable answers there.
@@ -265,7 +265,13 @@ async def open_store(settings: Settings, clock: Clock) -> Store:
         node_name=settings.node_name,
     )
     try:
-        return await Store.open(settings.mongodb_url, settings.mongodb_database, clock, options)
+        return await Store.open(
+            settings.mongodb_url,
+            settings.mongodb_database,
+            clock,
+            options,
+            with_indexes=with_indexes,
+        )
     except StoreUnavailable as error:
         raise StartError(f"DUET_MONGODB_URL: {error}") from None
 

@@ -19,6 +19,7 @@ from persistence.requests import RequestRecords
 from persistence.rows import object_id
 from persistence.session_reads import of_goal, with_session
 from persistence.sharing import Shared
+from persistence.turns import Lane
 from persistence.views import goal_view
 from statemachine.goal import Command, GoalState, Limits, Rejection, Role, decide
 
@@ -69,7 +70,7 @@ class Goals:
             if intent.terms is not None:
                 return await self._invitations.execute(intent)
             # Reads take their turn as well: a flood of them would use up the time of all.
-            async with self._store.turns.turn():
+            async with self._store.turns.turn(lane_of(intent)):
                 found = await self._goal_of(intent)
             if found is None:
                 refused = Refused("unknown_goal", "There is no such goal.")
@@ -77,16 +78,22 @@ class Goals:
             return await self._advance(intent, *found)
 
     async def goal(self, goal_id: str) -> Goal | None:
-        """Reads one goal; none if there is none or the id is no id."""
+        """Reads one goal; none if there is none or the id is no id.
+
+        Raises:
+            StoreUnavailable: MongoDB did not answer in time.
+            StoreOverloaded: too many wait to be shown something; as with every view.
+        """
         key = object_id(goal_id)
         if key is None:
             return None
-        async with self._store.reading():
+        async with self._store.viewing():
             return _parsed(await self._store.settled_goals.find_one({"_id": key}))
 
     async def open_goals(self, user_id: str) -> list[Goal]:
         """Every invitation of a user, as streamer or viewer, that has not ended; oldest first."""
-        async with self._store.reading():
+        # Thousands of sockets come back at once, and each waits for its own.
+        async with self._store.viewing(patient=True):
             rows = await self._store.settled_goals.find(
                 {
                     "_cls": TRIGGER_EXCLUSIVE_GOAL,
@@ -99,7 +106,7 @@ class Goals:
     async def show_goal_id(self, session_id: str) -> str | None:
         """The id of the Session's agreed or live goal, if it has one."""
         key = object_id(session_id)
-        async with self._store.reading():
+        async with self._store.reading(), self._store.turns.turn():
             row = await self._store.goals.find_one(
                 {
                     "_cls": TRIGGER_EXCLUSIVE_GOAL,
@@ -138,7 +145,7 @@ class Goals:
         stale = self._store.turns.session_busy(session_id)
         taken = False
         refused: Refused | None = None
-        async with self._store.turns.session_turn(session_id):
+        async with self._store.turns.session_turn(session_id, lane_of(intent)):
             while refused is None:
                 if stale:
                     session = await self._current(goal)
@@ -187,6 +194,11 @@ class Goals:
         if reloaded is None:
             raise StoreUnavailable("a goal vanished while it was being changed")
         return reloaded
+
+
+def lane_of(intent: Intent) -> Lane:
+    """The lane in which a command goes: what is due does not wait behind a flood of what is not."""
+    return Lane.TIMERS if intent.role is Role.TIMER else Lane.COMMANDS
 
 
 def _another_show(error: DuplicateKeyError) -> bool:

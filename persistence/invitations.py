@@ -86,11 +86,16 @@ class Invitations:
         Neither the Session's lock nor a place in front of the pool is taken while it is asked.
         """
         began_at_s = self._store.clock.monotonic_s()
-        weighed = await self._weigh(intent, ObjectId())
-        now = self._store.clock.now()
+        async with self._store.turns.turn():
+            weighed = await self._weigh(intent, ObjectId())
+            now = self._store.clock.now()
+            hold = (
+                weighed
+                if isinstance(weighed, Refused)
+                else await holds.open(intent, weighed.goal, now)
+            )
         if isinstance(weighed, Refused):
             return await self._requests.refuse(intent, weighed, now)
-        hold = await holds.open(intent, weighed.goal, now)
         if not isinstance(hold, Hold):
             return hold
         held = await holds.ask(hold, began_at_s)

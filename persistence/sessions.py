@@ -42,7 +42,7 @@ class Sessions:
             created_at=now,
         )
         row = session.model_dump(by_alias=True, exclude_none=True, mode="python")
-        async with self._store.reading():
+        async with self._store.reading(), self._store.turns.turn():
             try:
                 await self._store.sessions.insert_one(row)
             except DuplicateKeyError:
@@ -57,13 +57,14 @@ class Sessions:
         key = object_id(session_id)
         if key is None:
             return None
-        async with self._store.reading():
+        async with self._store.viewing():
             row = await self._store.settled_sessions.find_one({"_id": key})
         return Session.model_validate(row) if row else None
 
     async def live_session_of(self, streamer_id: str) -> Session | None:
         """The Session in which a streamer is live at present."""
-        async with self._store.reading():
+        # A client whose subscription is refused does not ask again.
+        async with self._store.viewing(patient=True):
             return await self._live(streamer_id)
 
     async def end(self, session: Session) -> tuple[Session, tuple[Delivery, ...]]:

@@ -36,8 +36,9 @@ from persistence.documents import (
 )
 from persistence.driver_wait import mend_driver_wait
 from persistence.errors import UNUSABLE_ADDRESS, Conflict, StoreUnavailable, in_short
+from persistence.indexes import make_indexes
 from persistence.logins import Logins
-from persistence.turns import Turns
+from persistence.turns import Lane, Turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -219,7 +220,7 @@ class Store:
         return self._collections.migrations
 
     def collection(self, name: str) -> AsyncCollection[Row]:
-        """Any collection of the database, for migrations alone."""
+        """Any collection of the database, for migrations and indexes alone."""
         return self._alone.goals.database[name]
 
     @property
@@ -238,13 +239,20 @@ class Store:
 
     @classmethod
     async def open(
-        cls, url: str, database: str, clock: Clock, options: StoreOptions | None = None
+        cls,
+        url: str,
+        database: str,
+        clock: Clock,
+        options: StoreOptions | None = None,
+        *,
+        with_indexes: bool = True,
     ) -> Store:
-        """Connects, creates the indexes and takes over the database's time.
+        """Connects, makes missing indexes unless told not to, and takes over the database's time.
 
         Raises:
             StoreUnavailable: `url` is none, nothing answers there within ten times the command
-                deadline, or what answers is no replica set (transactions need one).
+                deadline, what answers is no replica set (transactions need one), or an index can't
+                be made in that time.
         """
         options = options or StoreOptions()
         owner = f"{options.node_name}/{uuid.uuid4().hex[:12]}"
@@ -253,7 +261,11 @@ class Store:
         try:
             with pymongo.timeout(options.deadline_s * 10):
                 _check_replica_set(await client.admin.command("hello"))
-                await init_beanie(database=store._database, document_models=list(DOCUMENTS))
+                await init_beanie(
+                    database=store._database, document_models=list(DOCUMENTS), skip_indexes=True
+                )
+                if with_indexes:
+                    await make_indexes(store)
             await store.follow_time()
         except PyMongoError as error:
             await client.close()
@@ -305,6 +317,16 @@ class Store:
         except StoreUnavailable as error:
             await self._logins.refused(error.__cause__)
             raise
+
+    @asynccontextmanager
+    async def viewing(self, *, patient: bool = False) -> AsyncIterator[None]:
+        """As `reading`, in the lane of what is shown to people; `patient` as for a turn.
+
+        Raises:
+            StoreOverloaded: too many wait in it.
+        """
+        async with self.reading(), self.turns.turn(Lane.VIEWS, patient=patient):
+            yield
 
     @asynccontextmanager
     async def unbounded(self) -> AsyncIterator[None]:

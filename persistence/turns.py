@@ -1,14 +1,18 @@
 """Who uses the database next: in order of arrival, and on one Session one after the other.
 
 The driver's pool is not fair, and transactions on one hot Session only cost each other attempts.
-Both lines are bounded: who finds his full is refused at once, and may ask again.
-They only save work: between processes the database decides.
+So what people ask for, and what is due, comes to the pool through lanes, which together have fewer
+places than it has connections: a flood in one of them takes nothing from the others. Refusals,
+deliveries and looks go past. All lines are bounded: who finds his full is refused at
+once, and may ask again. They only save work: between processes the database decides.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import asynccontextmanager
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
@@ -22,6 +26,55 @@ if TYPE_CHECKING:
 # What those who wait for one Session may take of the queue. Of 1,000 places it leaves one Session
 # 250, which is about what it is served within the time that one may wait; others find the rest.
 _SESSION_SHARE: Final = 0.25
+
+
+# A timer waits longer than commands do: who stands before it has had his turn or given up by then.
+_TIMER_PATIENCE: Final = 1.25
+
+
+class Lane(StrEnum):
+    """What goes to the pool by itself."""
+
+    COMMANDS = "commands"
+    VIEWS = "views"
+    """Goals, Sessions and snapshots, as they are shown to people."""
+    TIMERS = "timers"
+    """Due commands; never more than a look has claimed."""
+
+
+# Places, for each of those of commands. All together are fewer than the pool has connections: some
+# are left for refusals, which ask a majority when the next in line has the turn, and deliveries.
+_SHARE_OF: Final = {
+    Lane.COMMANDS: 1.0,
+    Lane.VIEWS: 0.5,
+    Lane.TIMERS: 0.25,
+}
+
+
+class _Queue:
+    """The places of a lane, given in order of arrival, and how many wait for one."""
+
+    __slots__ = ("most", "patience_s", "places", "waiting")
+
+    def __init__(self, places: int, most: float, patience_s: float) -> None:
+        self.places = asyncio.Semaphore(places)
+        self.most = most
+        self.patience_s = patience_s
+        self.waiting = 0
+
+    @asynccontextmanager
+    async def bounded_wait(self) -> AsyncIterator[None]:
+        """Bounds how many wait, and leaves who has waited the time to be carried out."""
+        if self.waiting >= self.most:
+            raise StoreOverloaded("too many commands wait for the database")
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(self.patience_s):
+                yield
+        except TimeoutError:
+            raise StoreOverloaded("too many commands wait for the database") from None
+        finally:
+            self.waiting -= 1
 
 
 class Line:
@@ -40,27 +93,30 @@ class Line:
 
 
 class Turns:
-    """The queue in front of the pool, and one in front of each Session."""
+    """The queues in front of the pool, and one in front of each Session."""
 
     def __init__(self, concurrency: int, queue_size: int, patience_s: float) -> None:
         """Bounds the queues.
 
         Args:
-            concurrency: commands that use the database at the same time.
-            queue_size: commands that may wait, for a place or for their Session.
+            concurrency: commands that use the database at the same time; as many connections are
+                for everything else.
+            queue_size: commands that may wait, for a place or for their Session; as many views.
             patience_s: how long one may wait for each; the rest of a deadline is for the work.
         """
-        self._places = asyncio.Semaphore(concurrency)
-        self._queue_size = queue_size
+        self._queues = {
+            lane: _Queue(max(1, int(concurrency * share)), queue_size, patience_s)
+            for lane, share in _SHARE_OF.items()
+        }
+        timers = self._queues[Lane.TIMERS]
+        timers.most, timers.patience_s = math.inf, patience_s * _TIMER_PATIENCE
         self._session_queue_size = max(1, int(queue_size * _SESSION_SHARE))
-        self._patience_s = patience_s
-        self._waiting = 0
         self._lines: WeakValueDictionary[object, Line] = WeakValueDictionary()
 
     @property
     def waiting(self) -> int:
         """How many wait."""
-        return self._waiting
+        return sum(queue.waiting for queue in self._queues.values())
 
     def session_busy(self, session_id: object) -> bool:
         """Whether a command of this process is at work on the Session."""
@@ -68,21 +124,33 @@ class Turns:
         return line is not None and line.lock.locked()
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def turn(
+        self, lane: Lane = Lane.COMMANDS, *, patient: bool = False
+    ) -> AsyncIterator[None]:
         """Waits for a place in front of the pool, in order of arrival.
+
+        Args:
+            lane: in which.
+            patient: never one too many, for whom there is a bound already, such as one's socket.
 
         Raises:
             StoreOverloaded: the queue is full, or the turn does not come in time.
         """
-        async with self._bounded_wait():
-            await self._places.acquire()
+        queue = self._queues[lane]
+        if patient:
+            await queue.places.acquire()
+        else:
+            async with queue.bounded_wait():
+                await queue.places.acquire()
         try:
             yield
         finally:
-            self._places.release()
+            queue.places.release()
 
     @asynccontextmanager
-    async def session_turn(self, session_id: object) -> AsyncIterator[Line]:
+    async def session_turn(
+        self, session_id: object, lane: Lane = Lane.COMMANDS
+    ) -> AsyncIterator[Line]:
         """Waits for the Session, then for a place in front of the pool.
 
         Raises:
@@ -91,30 +159,16 @@ class Turns:
         line = self._lines.get(session_id)
         if line is None:
             line = self._lines[session_id] = Line()
-        if line.waiting >= self._session_queue_size:
+        if line.waiting >= self._session_queue_size and lane is not Lane.TIMERS:
             raise StoreOverloaded("too many commands wait for this session")
         line.waiting += 1
         try:
-            async with self._bounded_wait():
+            async with self._queues[lane].bounded_wait():
                 await line.lock.acquire()
         finally:
             line.waiting -= 1
         try:
-            async with self.turn():
+            async with self.turn(lane):
                 yield line
         finally:
             line.lock.release()
-
-    @asynccontextmanager
-    async def _bounded_wait(self) -> AsyncIterator[None]:
-        """Bounds how many wait, and leaves who has waited the time to be carried out."""
-        if self._waiting >= self._queue_size:
-            raise StoreOverloaded("too many commands wait for the database")
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(self._patience_s):
-                yield
-        except TimeoutError:
-            raise StoreOverloaded("too many commands wait for the database") from None
-        finally:
-            self._waiting -= 1

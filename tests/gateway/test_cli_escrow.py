@@ -23,6 +23,24 @@ if TYPE_CHECKING:
     from persistence.store import Store
 
 SECRET = "a-secret-that-is-longer-than-32-bytes"
+NOTHING = "nothing to migrate: no document is older than version 1\n"
+ALL_INDEXES = [
+    "goals.metadata.user_id_1_state_1",
+    "goals.conditions.exclusive_to_1_state_1",
+    "goals.conditions.session_id_1_state_1",
+    "goals.one_show_per_session",
+    "goals.due_at_1",
+    "goals.outbox_due_at_1",
+    "sessions.one_live_session_per_streamer",
+    "escrow.goal_id_1",
+    "escrow.viewer_id_1_at_1",
+    "escrow_calls.due_at_1",
+    "escrow_calls.status_1_since_1",
+    "escrow_calls.one_hold_per_request",
+    "requests.at_1",
+    "goal_records.streamer_id_1_at_1",
+    "goal_records.at_1",
+]
 
 
 @pytest.fixture
@@ -37,7 +55,7 @@ def database(
     monkeypatch.setenv("DUET_MONGODB_DATABASE", mongodb_database_name)
     # A database of its own has its indexes made first.
     monkeypatch.setenv("DUET_COMMAND_TIMEOUT_S", "10")
-    monkeypatch.setenv("COLUMNS", "240")
+    monkeypatch.setenv("COLUMNS", "800")
     return mongodb_client[mongodb_database_name]
 
 
@@ -151,9 +169,27 @@ def test_without_a_database_it_is_one_line(
 
 
 def test_a_database_of_this_schema_needs_no_migration(database: Database[dict[str, Any]]) -> None:
+    making = duet("migrate")
     code, output = duet("migrate")
 
-    assert (code, output) == (0, "nothing to migrate: every document has schema version 1\n")
+    assert (code, output) == (0, NOTHING)
+    assert making == (0, f"making indexes: {', '.join(ALL_INDEXES)}\n{NOTHING}")
+
+
+def test_an_index_that_is_missing_is_made_before_any_gateway_has_to(
+    database: Database[dict[str, Any]],
+) -> None:
+    duet("migrate")
+    database["goals"].drop_index("due_at_1")
+
+    told = duet("migrate", "--dry-run")
+    there = "due_at_1" in database["goals"].index_information()
+    made = duet("migrate")
+
+    assert told == (0, f"indexes to be made: goals.due_at_1\n{NOTHING}")
+    assert not there
+    assert made == (0, f"making indexes: goals.due_at_1\n{NOTHING}")
+    assert "due_at_1" in database["goals"].index_information()
 
 
 @pytest.fixture
@@ -167,6 +203,7 @@ def older(monkeypatch: pytest.MonkeyPatch, database: Database[dict[str, Any]]) -
         return Migrator(store, (migration,), batch_size=batch_size)
 
     monkeypatch.setattr(cli_migrate, "Migrator", with_it)
+    duet("migrate")
     database["goals"].insert_many({"schema_version": 1, "number": number} for number in range(7))
 
 
@@ -179,6 +216,18 @@ def test_a_dry_run_tells_and_changes_nothing(database: Database[dict[str, Any]])
 
 
 @pytest.mark.usefixtures("older")
+def test_indexes_can_be_made_while_older_gateways_need_the_documents_as_they_are(
+    database: Database[dict[str, Any]],
+) -> None:
+    database["goals"].drop_index("due_at_1")
+
+    made = duet("migrate", "--indexes")
+
+    assert made == (0, "making indexes: goals.due_at_1\n")
+    assert database["goals"].count_documents({"schema_version": 1}) == 7
+
+
+@pytest.mark.usefixtures("older")
 def test_migrating_shows_how_far_it_is_and_is_over_the_second_time(
     database: Database[dict[str, Any]],
 ) -> None:
@@ -188,8 +237,26 @@ def test_migrating_shows_how_far_it_is_and_is_over_the_second_time(
     assert code == 0
     assert "0001_goals_are_better" in output
     assert "7/7" in output
-    assert again == (0, "nothing to migrate: every document has schema version 1\n")
+    assert again == (0, NOTHING)
     assert database["goals"].count_documents({"better": True, "schema_version": 2}) == 7
+
+
+@pytest.mark.usefixtures("older")
+def test_who_migrates_is_told_what_was_left_as_it_is(
+    database: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migration = Migration("0002", "goals", 2, ({"$set": {"n": {"$abs": "$number"}}},))
+    monkeypatch.setattr(cli_migrate, "Migrator", lambda store, **_: Migrator(store, (migration,)))
+    database["goals"].update_one({"number": 3}, {"$set": {"number": "[bold]", "_cls": "x"}})
+    row = database["goals"].find_one({"number": "[bold]"})
+    assert row is not None
+
+    code, output = duet("migrate")
+
+    assert code == 1
+    assert f"goals {row['_id']} is left as it is: $abs only supports numeric types" in output
+    assert "1 of the documents could not be migrated" in output
+    assert database["goals"].count_documents({"schema_version": 2}) == 6
 
 
 @pytest.mark.usefixtures("older")

@@ -1,14 +1,22 @@
-"""Every query has its index: MongoDB's own profiler watches a whole evening of commands."""
+"""Every query has its index: MongoDB's own profiler watches a whole evening of commands.
+
+And each index is made where it is missing, or it is said why not.
+"""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import pymongo
 import pytest
 from bson import ObjectId
+from pymongo import ASCENDING
 
 from persistence.documents import DOCUMENTS
+from persistence.errors import StoreUnavailable
+from persistence.indexes import make_indexes, missing_indexes
+from persistence.store import Store
 from statemachine.goal import CommandName, Role
 from tests.persistence.world import Row, World
 
@@ -202,3 +210,36 @@ def test_two_agreed_goals_of_one_session_cant_be_stored(world: World) -> None:
         "_cls": "TriggerExclusiveGoal",
         "state": {"$in": ["agreed", "live"]},
     }
+
+
+async def test_a_missing_index_is_named_and_made(world: World) -> None:
+    world.raw["goal_records"].drop_index("at_1")
+    store = await Store.open(world.url, world.raw.name, world.clock, with_indexes=False)
+
+    missing = await missing_indexes(store)
+    await make_indexes(store)
+
+    assert missing == ["goal_records.at_1"]
+    assert await missing_indexes(store) == []
+    await store.close()
+
+
+async def test_an_index_that_takes_too_long_is_left_to_duet_migrate(world: World) -> None:
+    with (
+        pymongo.timeout(1e-6),
+        pytest.raises(StoreUnavailable, match=r"indexes of goals .* `duet migrate` makes them"),
+    ):
+        await make_indexes(world.node.store)
+
+
+async def test_another_index_in_the_place_of_duets_is_named(world: World) -> None:
+    records = world.raw["goal_records"]
+    records.drop_index("at_1")
+    records.create_index([("goal_id", ASCENDING)], name="at_1")
+
+    with pytest.raises(StoreUnavailable, match="goal_records has another index in the place"):
+        await world.add_node()
+    records.drop_index("at_1")
+    await world.add_node()
+
+    assert "at_1" in records.index_information()

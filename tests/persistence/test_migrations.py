@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from bson import ObjectId
 
 from persistence.documents import SCHEMA_VERSION
 from persistence.migrations import MIGRATIONS, Migration, MigrationRefused, Migrator, Progress
@@ -192,6 +193,73 @@ async def test_what_an_old_gateway_writes_behind_the_run_is_found_by_it_and_by_t
 
     assert numbers[NUMBERS].find_one({"_id": -1}) == {"_id": -1, "number": 14, "schema_version": 2}
     assert numbers[NUMBERS].find_one({"_id": -2}) == {"_id": -2, "number": 16, "schema_version": 2}
+
+
+async def test_a_document_that_comes_behind_a_migration_is_not_led_past_it(
+    world: World, numbers: Database[dict[str, Any]]
+) -> None:
+    """An old gateway writes while the second of two migrations runs."""
+    async for progress in migrator(world.node).run():
+        if progress.migration is RENAME and progress.done == 0:
+            numbers[NUMBERS].insert_one({"_id": 10, "number": 7, "schema_version": 1})
+    left = numbers[NUMBERS].find_one({"_id": 10})
+
+    await finish(migrator(world.node))
+
+    assert left == {"_id": 10, "number": 7, "schema_version": 1}
+    assert rows(numbers) == [*MIGRATED, {"_id": 10, "count": 14, "schema_version": 3}]
+
+
+async def test_a_document_that_an_update_does_not_fit_is_told_of_and_keeps_no_other_waiting(
+    world: World, numbers: Database[dict[str, Any]]
+) -> None:
+    for number in (1, 5):
+        numbers[NUMBERS].update_one({"_id": number}, {"$set": {"number": "many"}})
+    runner = migrator(world.node, DOUBLE)
+
+    told = await finish(runner)
+
+    left = {one.document_id: one for one in runner.unfit.values()}
+    assert left.keys() == {1, 5}
+    assert "$multiply only supports numeric types" in left[1].why
+    assert told[-1].done == 8
+    assert rows(numbers)[:3] == [
+        {"_id": 0, "number": 0, "schema_version": 2},
+        {"_id": 1, "number": "many", "schema_version": 1},
+        {"_id": 2, "number": 4, "schema_version": 2},
+    ]
+    assert numbers[NUMBERS].count_documents({"schema_version": 2}) == 8
+
+
+async def test_what_an_update_did_not_fit_is_taken_up_when_it_was_mended(
+    world: World, numbers: Database[dict[str, Any]]
+) -> None:
+    numbers[NUMBERS].update_one({"_id": 5}, {"$set": {"number": "many"}})
+    await finish(migrator(world.node))
+    numbers[NUMBERS].update_one({"_id": 5}, {"$set": {"number": 5}})
+
+    runner = migrator(world.node)
+    await finish(runner)
+
+    assert runner.unfit == {}
+    assert rows(numbers) == MIGRATED
+
+
+async def test_ids_of_any_type_are_passed_in_their_order(
+    world: World, numbers: Database[dict[str, Any]]
+) -> None:
+    """More than a batch of the first type that can't be changed hides nothing behind them."""
+    numbers[NUMBERS].update_many({}, {"$set": {"number": "many"}})
+    others: list[Any] = ["text", {"sub": 1}, ObjectId()]
+    numbers[NUMBERS].insert_many({"_id": one, "number": 1} for one in others)
+    numbers[NUMBERS].insert_one({"_id": "null", "number": 1, "schema_version": None})
+
+    await finish(migrator(world.node, DOUBLE))
+
+    changed = numbers[NUMBERS].find({"schema_version": 2})
+    assert {(repr(row["_id"]), row["number"]) for row in changed} == {
+        (repr(one), 2) for one in [*others, "null"]
+    }
 
 
 async def test_the_migrations_of_a_newer_version_are_named(

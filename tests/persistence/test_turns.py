@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from persistence.errors import StoreOverloaded
-from persistence.turns import Turns
+from persistence.turns import Lane, Turns
+from tests.gateway.harness import until
+from tests.persistence.test_damage import Acknowledging
 from tests.persistence.world import code_of
 
 if TYPE_CHECKING:
-    from tests.persistence.world import World
+    from collections.abc import AsyncIterator, Coroutine
+
+    from tests.persistence.world import Node, World
 
 
 def turns(concurrency: int = 1, queue_size: int = 100) -> Turns:
@@ -165,3 +170,122 @@ async def test_the_places_of_a_full_queue_are_not_taken_by_one_session(world: Wo
     assert code_of(answer) == "ok"
     assert sum(isinstance(end, StoreOverloaded) for end in ends) == 750
     assert node.store.turns.waiting == 0
+
+
+@asynccontextmanager
+async def flood(*calls: Coroutine[Any, Any, Any]) -> AsyncIterator[list[asyncio.Task[Any]]]:
+    """Calls that all come at once; they end with the block."""
+    futures = [asyncio.create_task(call) for call in calls]
+    await asyncio.sleep(0)
+    yield futures
+    for future in futures:
+        future.cancel()
+    await asyncio.gather(*futures, return_exceptions=True)
+
+
+def refused_at_once(futures: list[asyncio.Task[Any]]) -> int:
+    return sum(isinstance(each.exception(), StoreOverloaded) for each in futures if each.done())
+
+
+async def test_a_flood_of_views_fills_its_own_line_and_no_command_waits_for_it(
+    world: World,
+) -> None:
+    node = await world.add_node(concurrency=2, queue_size=10)
+    session = await world.session()
+    goal_id = await world.invited(session)
+    views: list[Coroutine[Any, Any, Any]] = [node.goals.goal(goal_id) for _ in range(20)]
+    views += [node.sessions.session(str(session.id)) for _ in range(20)]
+
+    async with flood(*views) as crowd:
+        refused = refused_at_once(crowd)
+        answer = await world.invite(session, "cleo", node=node)
+
+    # One is read, ten wait.
+    assert refused == 29
+    assert code_of(answer) == "ok"
+
+
+async def test_what_sockets_wait_for_is_read_in_turn_however_many_they_are(world: World) -> None:
+    node = await world.add_node(concurrency=2, queue_size=10)
+    await world.invited(await world.session())
+
+    snapshots = await asyncio.gather(*(node.goals.open_goals("ben") for _ in range(40)))
+    live = await asyncio.gather(*(node.sessions.live_session_of("anna") for _ in range(40)))
+
+    assert [len(goals) for goals in snapshots] == [1] * 40
+    assert None not in live
+
+
+async def test_snapshots_of_thousands_leave_connections_to_commands(world: World) -> None:
+    """As many are read at once as there are places for, and not as the pool has connections."""
+    node = await world.add_node(concurrency=4)
+    session = await world.session()
+
+    async with (
+        node.store.turns.turn(Lane.VIEWS),
+        node.store.turns.turn(Lane.VIEWS),
+        flood(*(node.goals.open_goals("ben") for _ in range(100))) as crowd,
+    ):
+        answer = await world.invite(session, node=node)
+        read = [one for one in crowd if one.done()]
+
+    assert code_of(answer) == "ok"
+    assert read == []
+
+
+async def test_a_timer_does_not_wait_behind_a_flood_of_commands(world: World) -> None:
+    node = await world.add_node(concurrency=1, queue_size=4)
+    session = await world.session()
+    await world.invited(session)
+    world.clock.shift(60)
+
+    async with node.store.turns.turn(), flood(*(wait_for(node) for _ in range(4))):
+        with pytest.raises(StoreOverloaded):
+            await world.invite(session, "cleo", node=node)
+        answers = await node.fire_due()
+
+    assert [code_of(answer) for answer in answers] == ["ok"]
+
+
+async def test_a_timer_waits_for_its_session_behind_however_many(world: World) -> None:
+    node = await world.add_node(queue_size=4)
+    session = await world.session()
+    await world.invited(session)
+    world.clock.shift(60)
+
+    async with (
+        node.store.turns.session_turn(session.id),
+        flood(world.invite(session, "cleo", node=node)),
+    ):
+        with pytest.raises(StoreOverloaded):
+            await world.invite(session, "dora", node=node)
+        firing = asyncio.ensure_future(node.fire_due())
+        await until(lambda: firing.done() or node.store.turns.waiting == 2)
+        assert not firing.done()
+
+    assert [code_of(answer) for answer in await firing] == ["ok"]
+
+
+@pytest.mark.parametrize("command", ["go live", "hold"])
+async def test_whatever_commands_the_database_waits_for_its_turn(
+    world: World, command: str
+) -> None:
+    node = await world.add_node(port=Acknowledging(), concurrency=1, queue_size=1)
+    session = await world.session()
+
+    async with node.store.turns.turn(), flood(wait_for(node)):
+        call = (
+            node.sessions.create("other", [])
+            if command == "go live"
+            else world.invite(session, node=node)
+        )
+        with pytest.raises(StoreOverloaded):
+            await call
+
+    # No hold was begun, which would have to be given back.
+    assert world.raw["escrow_calls"].count_documents({}) == 0
+
+
+async def wait_for(node: Node) -> None:
+    async with node.store.turns.turn():
+        pass
