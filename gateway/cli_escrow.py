@@ -8,7 +8,9 @@ from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from gateway.settings import load_settings
 from gateway.wiring import StartError, open_store
@@ -29,6 +31,8 @@ app = typer.Typer(
 
 # Wide enough for every column when nobody looks at a terminal but a file is written.
 _FILE_WIDTH = 200
+# Below that the table's columns would be two letters wide.
+_NARROWEST_TABLE = 130
 
 
 def with_store(work: Callable[[Store], Awaitable[T]], *, with_indexes: bool = True) -> T:
@@ -71,7 +75,11 @@ def show(
         typer.echo("no dead letters" if dead else "nothing waits for the payment service")
         return
     console = _console()
-    console.print(_table(calls, now))
+    if console.width >= _NARROWEST_TABLE:
+        console.print(_table(calls, now))
+    else:
+        for call in calls:
+            _print_lines(console, call, now)
     if total > len(calls):
         console.print(f"… and {total - len(calls)} more (--limit)")
 
@@ -120,15 +128,33 @@ def _table(calls: list[EscrowCall], now: datetime) -> Table:
             call.id,
             call.call.value,
             str(call.amount),
-            call.viewer_id,
-            call.streamer_id,
-            f"[red]{call.status}[/]" if call.status == CallStatus.DEAD else call.status,
+            # What others have written is no markup of ours.
+            Text(call.viewer_id),
+            Text(call.streamer_id),
+            _status(call),
             str(call.attempts),
-            _span((now - call.since).total_seconds()),
-            # The service's words are no markup of ours.
-            (call.answer or "").replace("[", r"\["),
+            _age(call, now),
+            Text(call.answer or ""),
         )
     return table
+
+
+def _print_lines(console: Console, call: EscrowCall, now: datetime) -> None:
+    """A call where there is no room for a table: its key alone in a line, to be copied."""
+    console.print(Text(call.id), soft_wrap=True)
+    about = Text(f"{call.call.value} of {call.amount}, {call.viewer_id} to {call.streamer_id}, ")
+    about.append_text(_status(call)).append(f", {call.attempts} in vain, for {_age(call, now)}")
+    console.print(Padding(about, (0, 0, 0, 2)))
+    if call.answer:
+        console.print(Padding(Text(call.answer), (0, 0, 0, 2)))
+
+
+def _status(call: EscrowCall) -> Text:
+    return Text(call.status, "red" if call.status == CallStatus.DEAD else "")
+
+
+def _age(call: EscrowCall, now: datetime) -> str:
+    return _span((now - call.since).total_seconds())
 
 
 def _span(seconds: float) -> str:

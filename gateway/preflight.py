@@ -35,6 +35,7 @@ _MIN_REDIS: Final = (6, 2)
 # Each socket is a file; below this a thousand viewers are turned away.
 _ADVISED_FILES: Final = 65_536
 _MIN_FILES: Final = 1_024
+_MAX_PORT: Final = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,19 +202,34 @@ def _pass(settings: Settings) -> list[Finding]:
 
 def _escrow(settings: Settings) -> list[Finding]:
     """The payment service is told whom to pay: nobody else may listen or speak in our name."""
-    url = settings.escrow_url
-    if url is None:
+    if settings.escrow_url is None:
         if settings.escrow_secret is not None:
             return [_bad("DUET_ESCROW_URL", "must be set together with DUET_ESCROW_SECRET")]
         return []
-    if not re.match(r"https://[^/]|http://(localhost|127\.0\.0\.1|\[::1\])([:/]|$)", url):
-        return [_bad("DUET_ESCROW_URL", "must be an https:// address, or one of this machine")]
+    finding = _escrow_url(settings.escrow_url)
+    if finding.fatal:
+        return [finding]
     if settings.escrow_secret is None:
         return [_bad("DUET_ESCROW_SECRET", "must be set together with DUET_ESCROW_URL")]
     fault = _secret_fault(settings.escrow_secret)
-    if fault is not None:
-        return [_bad("DUET_ESCROW_SECRET", fault)]
-    return [_good("DUET_ESCROW_URL", url)]
+    return [_bad("DUET_ESCROW_SECRET", fault) if fault else finding]
+
+
+def _escrow_url(text: str) -> Finding:
+    name = "DUET_ESCROW_URL"
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        return _bad(name, f"is no address: {error}")
+    is_ours = url.scheme == "http" and url.host in {"localhost", "127.0.0.1", "::1"}
+    if not url.host or not (url.scheme == "https" or is_ours):
+        return _bad(name, "must be an https:// address, or one of this machine")
+    if (url.port or 0) > _MAX_PORT:
+        return _bad(name, f"has a port over {_MAX_PORT}")
+    if "?" in text or "#" in text:
+        return _bad(name, "must have no ? and no #: /escrow.hold and the like are put behind it")
+    # A password in it is nobody's to read.
+    return _good(name, str(url.copy_with(userinfo=b"")))
 
 
 def _receivers(settings: Settings) -> list[Finding]:

@@ -116,6 +116,35 @@ def test_what_waits_and_what_is_dead_is_listed_and_nothing_else(
     assert "viewer2" in dead
 
 
+@pytest.mark.parametrize("columns", ["240", "80"])
+def test_the_services_words_are_shown_as_they_are(
+    database: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    words = r"400: no match for ^\[/]+$ in C:\[red] :x:"
+    database["escrow_calls"].insert_one(call(1, "dead", answer=words))
+
+    code, output = duet("escrow", "list")
+
+    assert code == 0
+    assert words in output
+
+
+def test_on_a_narrow_terminal_each_key_can_be_copied_and_each_word_read(
+    database: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    rows = [call(number, "dead", answer="402: no such customer") for number in range(2)]
+    database["escrow_calls"].insert_many(rows)
+
+    _, output = duet("escrow", "list")
+
+    lines = [line.strip() for line in output.splitlines()]
+    assert [line for line in lines if line.endswith(":close")] == [row["_id"] for row in rows]
+    assert "release of 1001, viewer1 to anna, dead, 7 in vain, for 3 h" in " ".join(lines)
+    assert lines.count("402: no such customer") == 2
+
+
 def test_a_long_list_is_cut_and_says_so(database: Database[dict[str, Any]]) -> None:
     database["escrow_calls"].insert_many([call(number, "dead") for number in range(5)])
 
@@ -302,6 +331,12 @@ def test_a_payment_service_over_tls_or_on_this_machine_is_good(url: str) -> None
     [
         ("http://pay.example", SECRET, "DUET_ESCROW_URL"),
         ("http://localhost.example", SECRET, "DUET_ESCROW_URL"),
+        ("http://localhost:9000@pay.example", SECRET, "DUET_ESCROW_URL"),
+        ("https://:9000", SECRET, "DUET_ESCROW_URL"),
+        ("https://pay.example:90000", SECRET, "DUET_ESCROW_URL"),
+        ("https://[::1", SECRET, "DUET_ESCROW_URL"),
+        ("https://pay.example/duet?tenant=1", SECRET, "DUET_ESCROW_URL"),
+        ("https://pay.example/duet#tenant", SECRET, "DUET_ESCROW_URL"),
         ("pay.example", SECRET, "DUET_ESCROW_URL"),
         ("https://pay.example", None, "DUET_ESCROW_SECRET"),
         ("https://pay.example", "short", "DUET_ESCROW_SECRET"),
@@ -316,6 +351,13 @@ def test_a_payment_service_that_is_half_set_or_open_to_others_is_refused(
 
     assert finding.fatal
     assert finding.what == what
+
+
+def test_a_password_in_the_services_address_is_not_shown() -> None:
+    (finding,) = escrow_findings("https://duet:hidden@pay.example/v1", SECRET)
+
+    assert finding.good
+    assert finding.text == "https://pay.example/v1"
 
 
 def test_without_a_payment_service_there_is_nothing_to_say() -> None:
