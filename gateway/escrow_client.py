@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 from http import HTTPStatus
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Final
 
 import httpx
@@ -17,6 +18,7 @@ import msgspec
 
 from gateway.trust import trusted
 from persistence.escrow_port import EscrowAnswer, Verdict
+from statemachine.goal import Movement
 from statemachine.instants import rfc3339
 
 if TYPE_CHECKING:
@@ -26,11 +28,14 @@ if TYPE_CHECKING:
 
 # An answer is a few bytes; whoever sends more is not the payment service.
 _MAX_ANSWER_BYTES: Final = 65_536
-_MAX_CONNECTIONS: Final = 64
+# Calls under way at once. httpx's own queue is none for a crowd: with a thousand calls that wait in
+# it, each one that comes or goes takes tens of ms. Who closes waits for nobody who holds.
+_HOLDS_AT_ONCE: Final = 64
+_CLOSINGS_AT_ONCE: Final = 32
 _WHY_CHARACTERS: Final = 300
 
 # They tell of the way to the service, not of the payment: a secret being changed, a route that a
-# proxy does not know yet, a service that is busy. Every other 4xx is the service's no.
+# proxy does not know yet, a service that is busy. Every other 4xx with the key is the service's no.
 _NOT_REFUSED: Final = frozenset(
     {
         HTTPStatus.UNAUTHORIZED,
@@ -56,13 +61,13 @@ class _Body(msgspec.Struct, frozen=True):
     at: str
 
 
-class _Acknowledgement(msgspec.Struct, frozen=True):
-    """What the service answers; without the key a 200 could be anybody's."""
+class _Own(msgspec.Struct, frozen=True):
+    """What the service answers; without the key a yes or a no could be anybody's."""
 
     key: str
 
 
-_decode_acknowledgement = msgspec.json.Decoder(_Acknowledgement).decode
+_decode_own = msgspec.json.Decoder(_Own).decode
 
 
 class EscrowClient:
@@ -76,13 +81,18 @@ class EscrowClient:
         self._timeout_s = timeout_s
         self._clock = clock
         self._telemetry = telemetry
+        self._places = {
+            True: asyncio.Semaphore(_HOLDS_AT_ONCE),
+            False: asyncio.Semaphore(_CLOSINGS_AT_ONCE),
+        }
+        connections = _HOLDS_AT_ONCE + _CLOSINGS_AT_ONCE
         self._client = httpx.AsyncClient(
             # For a phase of a call; the whole of it has the same deadline in `ask`.
             timeout=timeout_s,
-            limits=httpx.Limits(
-                max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS
-            ),
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             follow_redirects=False,
+            # A proxy that gives each answer another one would be told all of them, for ever.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             # A proxy of the environment is no place for calls about money.
             trust_env=False,
             verify=trusted(),
@@ -98,7 +108,7 @@ class EscrowClient:
         began_at_s = self._clock.monotonic_s()
         timeout_s = min(within_s, self._timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s), self._places[call.call is Movement.HOLD]:
                 answer = await self._ask(call)
         except TimeoutError:
             answer = EscrowAnswer(Verdict.UNKNOWN, f"no answer within {timeout_s:.3g} s")
@@ -154,17 +164,21 @@ def _body(call: EscrowCall) -> bytes:
 
 def _answer(status: int, content: bytes, key: str) -> EscrowAnswer:
     """Reads an answer: only the service's own yes is one, and only its own no."""
-    if HTTPStatus(200) <= status < HTTPStatus(300):
-        try:
-            acknowledged = _decode_acknowledgement(content).key == key
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
-            acknowledged = False
-        if acknowledged:
-            return EscrowAnswer(Verdict.ACKNOWLEDGED)
+    is_yes = HTTPStatus(200) <= status < HTTPStatus(300)
+    is_no = HTTPStatus(400) <= status < HTTPStatus(500) and status not in _NOT_REFUSED
+    if (is_yes or is_no) and not _repeats(key, content):
         return EscrowAnswer(Verdict.UNKNOWN, _line(f"{status} without the key: {_text(content)}"))
-    refused = 400 <= status < 500 and status not in _NOT_REFUSED
-    verdict = Verdict.REFUSED if refused else Verdict.UNKNOWN
+    if is_yes:
+        return EscrowAnswer(Verdict.ACKNOWLEDGED)
+    verdict = Verdict.REFUSED if is_no else Verdict.UNKNOWN
     return EscrowAnswer(verdict, _line(f"{status}: {_text(content)}"))
+
+
+def _repeats(key: str, content: bytes) -> bool:
+    try:
+        return _decode_own(content).key == key
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False
 
 
 def _text(content: bytes) -> str:

@@ -47,6 +47,7 @@ class Fault(StrEnum):
     HANG = "hang"
     ERROR_AFTER = "error_after"
     GARBAGE_AFTER = "garbage_after"
+    BLOCKED_AFTER = "blocked_after"
     DROP_AFTER = "drop_after"
     HANG_AFTER = "hang_after"
     REFUSE = "refuse"
@@ -207,7 +208,7 @@ class PaymentService:
                 if key.endswith(":hold"):
                     # The first answer to a hold stands.
                     self._answers[key] = 402
-                return PlainTextResponse("not enough money", 402)
+                return JSONResponse({"key": key, "error": "not enough money"}, 402)
             case _:
                 pass
         return None
@@ -248,6 +249,9 @@ class PaymentService:
                 return PlainTextResponse("out of order", 503)
             case Fault.GARBAGE_AFTER:
                 return Response(b"\xff\xfe{", 200)
+            case Fault.BLOCKED_AFTER:
+                # A proxy's own no.
+                return PlainTextResponse("<h1>403 Forbidden</h1>", 403)
             case Fault.DROP_AFTER:
                 return _Dropped()
             case Fault.HANG_AFTER:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
+import socket
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 GOAL = "65a000000000000000000001"
 KEY = f"{GOAL}:hold"
 AT = datetime(2026, 11, 22, 17, 25, 0, 123_000, UTC)
+CROWD = 400
 YES = json.dumps({"key": KEY}).encode()
 
 
@@ -106,6 +110,61 @@ async def test_the_shorter_of_the_two_times_ends_a_call(
     assert of_setting == EscrowAnswer(Verdict.UNKNOWN, "no answer within 0.5 s")
 
 
+async def test_a_crowd_that_waits_for_a_service_that_hangs_takes_no_time_of_others() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as nobody:
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        client = EscrowClient(url, SECRET, 0.5, Clock(), Telemetry())
+        began_s = time.process_time()
+
+        answers = await asyncio.gather(*(client.ask(hold(), 5) for _ in range(CROWD)))
+
+        # The calls by themselves are 0.2 s of CPU; each looking at all others they were 6.
+        assert time.process_time() - began_s < 2.0
+        await client.close()
+    assert {answer.why for answer in answers} == {"no answer within 0.5 s"}
+
+
+async def test_who_gives_money_back_does_not_wait_behind_holds(
+    service: PaymentService,
+) -> None:
+    client = EscrowClient(service.url, SECRET, 60, Clock(), Telemetry())
+    service.always("hold", Fault.HANG)
+    release = hold().model_copy(update={"id": f"{GOAL}:close", "call": Movement.RELEASE})
+    service.accounts[GOAL].held = release.amount
+    async with asyncio.TaskGroup() as group:
+        holds = [group.create_task(client.ask(hold(), 60)) for _ in range(100)]
+        await service.until("as many hold as can", lambda: len(service.asked) >= 64)
+
+        answer = await client.ask(release, 30)
+
+        for each in holds:
+            each.cancel()
+    await client.close()
+    assert answer.verdict is Verdict.ACKNOWLEDGED
+
+
+async def test_no_cookie_is_kept() -> None:
+    heads: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        told = b"HTTP/1.1 503 Later\r\nSet-Cookie: state=1; Path=/\r\nContent-Length: 0\r\n\r\n"
+        writer.write(told)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    client = EscrowClient(url, SECRET, 5, Clock(), Telemetry())
+
+    for _ in range(2):
+        await client.ask(hold(), 5)
+
+    await client.close()
+    server.close()
+    assert len(heads) == 2
+    assert b"cookie" not in heads[1].lower()
+
+
 async def test_answers_are_counted_by_call_and_verdict(
     client: EscrowClient, service: PaymentService, telemetry: Telemetry
 ) -> None:
@@ -148,7 +207,19 @@ def test_a_success_without_the_key_is_not(content: bytes) -> None:
 
 @pytest.mark.parametrize("status", [400, 402, 403, 409, 410, 422, 451])
 def test_a_no_of_the_service_is_one(status: int) -> None:
-    assert _answer(status, b"no", KEY) == EscrowAnswer(Verdict.REFUSED, f"{status}: no")
+    why = f"{status}: {YES.decode()}"
+
+    assert _answer(status, YES, KEY) == EscrowAnswer(Verdict.REFUSED, why)
+
+
+@pytest.mark.parametrize("status", [400, 402, 403, 405, 409, 413, 421, 422, 431])
+@pytest.mark.parametrize("content", [b"", b"<h1>Blocked</h1>", b'{"key":"other"}'])
+def test_a_no_without_the_key_may_be_anybodys(status: int, content: bytes) -> None:
+    """A proxy's page, or the answer to another call, refuses nobody's payment."""
+    answer = _answer(status, content, KEY)
+
+    assert answer.verdict is Verdict.UNKNOWN
+    assert answer.why.startswith(f"{status} without the key")
 
 
 @pytest.mark.parametrize("status", [301, 302, 401, 404, 408, 425, 429, 500, 502, 503, 504, 599])

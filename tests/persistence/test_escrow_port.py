@@ -459,7 +459,8 @@ class TestClosing:
         retried = await till.book.retry(dead.id)
         await till.work_on()
 
-        assert (dead.id, dead.answer) == (f"{goal_id}:close", "402: not enough money")
+        assert dead.id == f"{goal_id}:close"
+        assert "not enough money" in (dead.answer or "")
         assert (backlog.pending, backlog.dead) == (0, 1)
         assert retried == 1
         assert till.service.times(call) == 1
