@@ -6,11 +6,11 @@ and what is under way ends, then the connections to Redis and MongoDB are closed
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from gateway.deliver import Deliverer
 from gateway.escrow_client import EscrowClient
-from gateway.escrow_worker import EscrowWorker, warn_of_waiting_calls
+from gateway.escrow_worker import EscrowCounter, EscrowWorker
 from gateway.extensions import ExtensionError, receivers_with
 from gateway.goal_commands import GoalCommands
 from gateway.lookout import Lookout
@@ -33,7 +33,6 @@ from persistence.store import Store, StoreOptions
 from statemachine.goal import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
     from contextlib import AsyncExitStack
 
     from gateway.apps import Apps
@@ -117,8 +116,11 @@ async def open_parts(
     )
     node.commands = commands
     await _start(stack, settings, clock, node, redis, publisher, deliverer)
-    calls = _escrow_calls(settings, store, goals, escrow, telemetry, escrow_looks)
-    publisher.spawn(calls, "escrow calls")
+    if escrow is not None and escrow_looks is not None:
+        worker = _escrow_worker(settings, store, goals, escrow, escrow_looks)
+        publisher.spawn(for_ever(worker.run, "escrow calls"), "escrow calls")
+    counter = EscrowCounter(EscrowBook(store), telemetry, has_service=escrow is not None)
+    publisher.spawn(for_ever(counter.run, "escrow counts"), "escrow counts")
     publisher.started()
     return Parts(
         settings,
@@ -173,17 +175,10 @@ def _escrow_client(settings: Settings, clock: Clock, telemetry: Telemetry) -> Es
     )
 
 
-def _escrow_calls(
-    settings: Settings,
-    store: Store,
-    goals: Goals,
-    port: EscrowClient | None,
-    telemetry: Telemetry,
-    looks: Lookout | None,
-) -> Coroutine[Any, Any, None]:
-    """Says what waits for the payment service; without one, warns of what does."""
-    if port is None or looks is None:
-        return warn_of_waiting_calls(store)
+def _escrow_worker(
+    settings: Settings, store: Store, goals: Goals, port: EscrowClient, looks: Lookout
+) -> EscrowWorker:
+    """What says to the payment service what waits for it."""
     calls = EscrowCalls(
         store,
         goals,
@@ -191,14 +186,7 @@ def _escrow_calls(
         timeout_s=settings.escrow_timeout_s,
         give_up_s=settings.escrow_give_up_s,
     )
-    worker = EscrowWorker(
-        calls=calls,
-        book=EscrowBook(store),
-        clock=store.clock,
-        telemetry=telemetry,
-        looks=looks,
-    )
-    return for_ever(worker.run, "escrow calls")
+    return EscrowWorker(calls, store.clock, looks)
 
 
 def _authorizer(settings: Settings) -> FixedAuthorizer | JwksAuthorizer:
