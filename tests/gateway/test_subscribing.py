@@ -211,6 +211,21 @@ async def test_pushes_wait_behind_subscription_succeeded_and_the_snapshot() -> N
         assert (await client.event())["event"] == "late"
 
 
+async def test_who_leaves_while_his_snapshot_is_read_is_sent_none() -> None:
+    async with running_gateway() as gateway:
+        gateway.commands.snapshot_released = asyncio.Event()
+        client = await gateway.connect(path="/app/app-key?token=viewer:v")
+        await client.subscribed("private-user@v")
+        await gateway.commands.snapshot_asked.wait()
+        client.send({"event": "pusher:unsubscribe", "data": {"channel": "private-user@v"}})
+        await client.ping()
+        gateway.commands.snapshot_released.set()
+
+        # Twice: the snapshot's reader goes on behind the first.
+        await client.ping()
+        await client.ping()
+
+
 async def test_a_snapshot_that_cannot_be_read_holds_nothing_back_and_follows() -> None:
     async with running_gateway() as gateway:
         gateway.commands.snapshot_faults = [StoreUnavailable("down")]
