@@ -96,8 +96,8 @@ class RedisPresence:
         self._mine: dict[_Entry, bytes] = {}
         # Entries whose join is under way: it makes them, and announces them, itself.
         self._joining: set[_Entry] = set()
-        # Entries that are to leave and may not have.
-        self._owed: set[_Entry] = set()
+        # Entries that are to leave and may not have -> whether they are known to have been made.
+        self._owed: dict[_Entry, bool] = {}
 
     async def start(self) -> None:
         """See `Presence`; when Redis can't be reached the lease is taken later."""
@@ -114,7 +114,7 @@ class RedisPresence:
     async def join(self, app_id: str, channel: str, member: Member, socket_id: str) -> Joined:
         """See `Presence`."""
         entry = _Entry(app_id, channel, socket_id, member.user_id)
-        self._owed.discard(entry)
+        made = self._owed.pop(entry, False) or entry in self._mine
         self._mine[entry] = member.user_info
         self._joining.add(entry)
         try:
@@ -122,7 +122,7 @@ class RedisPresence:
         except BaseException:
             # Unknown whether it was made; also when the caller is cancelled.
             self._mine.pop(entry, None)
-            self._owed.add(entry)
+            self._owed[entry] = made
             raise
         finally:
             self._joining.discard(entry)
@@ -146,8 +146,9 @@ class RedisPresence:
     async def leave(self, app_id: str, channel: str, user_id: str, socket_id: str) -> bool:
         """See `Presence`."""
         entry = _Entry(app_id, channel, socket_id, user_id)
+        made = self._owed.get(entry, entry in self._mine and entry not in self._joining)
         self._mine.pop(entry, None)
-        self._owed.add(entry)
+        self._owed[entry] = made
         if not self._lease.settled:
             return False
         try:
@@ -156,7 +157,7 @@ class RedisPresence:
         except BrokerUnavailable:
             return False
         if entry not in self._mine and answer != EPOCH_IS_ANOTHER:
-            self._owed.discard(entry)
+            self._owed.pop(entry, None)
         return bool(answer == 1)
 
     async def members(self, app_id: str, channel: str) -> dict[str, bytes]:
@@ -196,7 +197,8 @@ class RedisPresence:
         """See `Tenant`."""
         announced = entering is Entering.ANNOUNCED
         # Those who are about to leave, too, unless survivors have announced it: clients still show
-        # them. Whoever begins to between two portions is among them by then.
+        # them. Whoever begins to between two portions is among them by then. A join that was given
+        # up is not: entered in silence, its next attempt would be no coming.
         for entries in _in_chunks([*(() if announced else self._owed), *self._mine]):
             calls = [
                 # No limit: these members were let in before.
@@ -210,7 +212,7 @@ class RedisPresence:
                 )
                 for entry in entries
                 if entry not in self._joining
-                and (entry in self._mine or (not announced and entry in self._owed))
+                and (entry in self._mine or (not announced and self._owed.get(entry)))
             ]
             if calls:
                 await self._commands.run_scripts(_JOIN, calls)
@@ -221,7 +223,7 @@ class RedisPresence:
         question = packed("SMEMBERS", self.node_key(self._lease.node_id))
         [standing] = await self._commands.send(question, all_or_none=True)
         entries = (_Entry.of(text.decode()) for text in standing)
-        self._owed.update(entry for entry in entries if entry not in self._mine)
+        self._owed.update({entry: True for entry in entries if entry not in self._mine})
 
     async def catch_up(self) -> None:
         """See `Tenant`."""
@@ -237,7 +239,7 @@ class RedisPresence:
             answers = await self._commands.run_scripts(_LEAVE, calls)
             for entry, answer in zip(due, answers, strict=True):
                 if answer != EPOCH_IS_ANOTHER and entry not in self._mine:
-                    self._owed.discard(entry)
+                    self._owed.pop(entry, None)
 
     async def reap(self, node_id: str) -> bool:
         """See `Tenant`."""

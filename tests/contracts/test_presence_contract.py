@@ -16,7 +16,7 @@ from gateway.broker import BrokerUnavailable, MemoryBroker, MemoryBus
 from gateway.messages import Member
 from gateway.presence import ChannelFull, MemoryPresence, MemoryStore, Presence
 from gateway.redis_broker import RedisBroker
-from gateway.redis_lease import RedisLease
+from gateway.redis_lease import Entering, RedisLease
 from gateway.redis_presence import RedisPresence
 from tests.gateway.harness import Recorder, until, until_accepted, until_yes
 
@@ -504,6 +504,24 @@ async def test_a_leave_that_redis_did_not_hear_of_is_made_at_the_next_renewal(
     # The join that was given up came through before its leave.
     await parts.watcher.heard("+u", "-u", "+w", "-w")
     assert await node.members("1", CHANNEL) == {}
+    await node.stop()
+
+
+async def test_a_join_that_was_given_up_does_not_silence_its_next_attempt(parts: Parts) -> None:
+    """It was entered again as one about to leave, so whoever tried again had never come."""
+    node = parts.node(1)
+    await node.start()
+    broker = parts.brokers[1]
+    parts.server.process.kill()
+    with pytest.raises(BrokerUnavailable):
+        await node.join("1", CHANNEL, member("u"), "1.1")
+    parts.server.start()
+    await until(lambda: broker.commands.connected and parts.brokers[0].alive)
+    await node.enter_again(Entering.QUIETLY)
+
+    await until_accepted(lambda: node.join("1", CHANNEL, member("u"), "1.1"))
+
+    await parts.watcher.heard("+u")
     await node.stop()
 
 
