@@ -46,6 +46,11 @@ _NOT_REFUSED: Final = frozenset(
     }
 )
 
+# Nothing on the way says these by itself: they need no key.
+_REFUSED_BY_NO_OTHER: Final = frozenset(
+    {HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.UNPROCESSABLE_ENTITY}
+)
+
 
 class _Body(msgspec.Struct, frozen=True):
     """What the service is told. `call` is in it so that the signature covers it."""
@@ -166,7 +171,9 @@ def _answer(status: int, content: bytes, key: str) -> EscrowAnswer:
     """Reads an answer: only the service's own yes is one, and only its own no."""
     is_yes = HTTPStatus(200) <= status < HTTPStatus(300)
     is_no = HTTPStatus(400) <= status < HTTPStatus(500) and status not in _NOT_REFUSED
-    if (is_yes or is_no) and not _repeats(key, content):
+    named = _named(content)
+    is_own = named == key or (named is None and status in _REFUSED_BY_NO_OTHER)
+    if (is_yes or is_no) and not is_own:
         return EscrowAnswer(Verdict.UNKNOWN, _line(f"{status} without the key: {_text(content)}"))
     if is_yes:
         return EscrowAnswer(Verdict.ACKNOWLEDGED)
@@ -174,11 +181,12 @@ def _answer(status: int, content: bytes, key: str) -> EscrowAnswer:
     return EscrowAnswer(verdict, _line(f"{status}: {_text(content)}"))
 
 
-def _repeats(key: str, content: bytes) -> bool:
+def _named(content: bytes) -> str | None:
+    """The key that an answer repeats, if any."""
     try:
-        return _decode_own(content).key == key
+        return _decode_own(content).key
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return False
+        return None
 
 
 def _text(content: bytes) -> str:
