@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from gateway.backoff import Backoff
 from gateway.broker import BrokerUnavailable
 from gateway.channels import is_cache_channel
 from gateway.redis_commands import RedisCommands, Script
@@ -44,6 +45,8 @@ HEARTBEAT_MAX_S: Final = 5.0
 # Few enough that a server which froze right after a beat is left within the limit.
 _UNHEARD_BEATS_MAX: Final = 3
 _VERSION: Final = 1
+# Before a node that could publish nothing behind a new link tries again.
+_FENCE_AGAIN_LEAST_S: Final = 0.05
 # How long a cache channel's last event is kept unless the settings say otherwise.
 CACHE_TTL_S: Final = 1800.0
 _CACHE_PUBLISH: Final = Script.load("cache_publish", 2)
@@ -117,7 +120,8 @@ class RedisBroker:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     await self._became_whole.wait()
-            except TimeoutError:
+                    await self.fence()
+            except (TimeoutError, BrokerUnavailable):
                 log.warning("redis_slow_to_subscribe")
         self._tasks.spawn(self._beat(), "redis_heartbeat")
 
@@ -139,17 +143,17 @@ class RedisBroker:
         """Publishes to this node's own channel; tears down links that have gone silent."""
         while True:
             self._give_up_if_silent()
-            self.commands.post(packed("PUBLISH", self._own, b"@" + self._recovery.latest))
-            self._unheard_beats += 1
-            self._recovery.look()
+            if self.commands.connected:
+                self.commands.post(packed("PUBLISH", self._own, b"@" + self._recovery.latest))
+                self._unheard_beats += 1
+                self._recovery.look()
             await asyncio.sleep(HEARTBEAT_EVERY_S)
 
     def _give_up_if_silent(self) -> None:
         # Beats and not seconds: when it was this process that stood still, what Redis has said
         # meanwhile lies here unread, and would be lost with the link.
         if self._whole and self._unheard_beats >= _UNHEARD_BEATS_MAX:
-            silent_s = self._loop.time() - self._heard_at
-            log.error("redis_silent", silent_s=round(silent_s, 1))
+            log.error("redis_silent", unheard_beats=self._unheard_beats)
             self._supervisor.abort()
             self.commands.abort()
 
@@ -192,6 +196,8 @@ class RedisBroker:
 
     def _on_down(self) -> None:
         self._whole = False
+        # What the old link has carried says nothing of the next one.
+        self._heard_at = float("-inf")
         self._unconfirmed.clear()
         self._recovery.broken()
         if self._catching_up is not None:
@@ -224,7 +230,7 @@ class RedisBroker:
         if self._whole or self._unconfirmed or self._supervisor.link is None:
             return
         self._whole = True
-        self._heard()
+        self._unheard_beats = 0
         self._became_whole.set()
         again, self._was_whole = self._was_whole, True
         self._catching_up = self._tasks.spawn(self._catch_up(gap=again), "redis_catch_up")
@@ -232,7 +238,19 @@ class RedisBroker:
     async def _catch_up(self, *, gap: bool) -> None:
         await self._recovery.catch_up()
         if gap:
+            await self._until_carried()
             self._on_gap()
+
+    async def _until_carried(self) -> None:
+        """Returns when Redis carries publications: it may confirm subscriptions and carry none."""
+        backoff = Backoff(_FENCE_AGAIN_LEAST_S, HEARTBEAT_EVERY_S)
+        while True:
+            try:
+                await self.fence()
+            except BrokerUnavailable:
+                await backoff.pause()
+            else:
+                return
 
     def _heard(self) -> None:
         self._heard_at = self._loop.time()

@@ -388,6 +388,11 @@ def recoverable(*bodies: str) -> list[Publication]:
     return [Publication("1", body[0], body.encode()) for body in bodies]
 
 
+def whole(listener: Listener) -> bool:
+    assert isinstance(listener.broker, RedisBroker)
+    return listener.broker._whole
+
+
 def recovery(listener: Listener) -> Recovery:
     assert isinstance(listener.broker, RedisBroker)
     return listener.broker._recovery
@@ -515,6 +520,43 @@ async def test_without_its_link_for_commands_a_broker_is_not_alive(redis_url: st
 
         await until(lambda: not node.broker.alive)
         await until(lambda: node.broker.alive)
+        assert node.gaps == 0
+
+
+async def test_a_redis_that_confirms_and_carries_nothing_is_no_broker(
+    own_redis: RedisServer,
+) -> None:
+    async with cut_off(own_redis.url) as (node, _, _, admin):
+        await admin.client_pause(60_000, all=False)
+        await admin.client_kill_filter(_type="pubsub")
+        await until(lambda: not whole(node))
+        await until(lambda: whole(node))
+
+        assert (node.broker.alive, node.gaps) == (False, 0)
+        await admin.client_unpause()
+        await node.until(lambda: node.gaps == 1)
+        assert node.broker.alive
+
+
+async def test_a_link_that_listens_outlives_the_other_one(
+    own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nothing can be sent, nothing comes round; what others send is heard all the same."""
+    monkeypatch.setattr("gateway.redis_broker.HEARTBEAT_EVERY_S", 0.01)
+    async with cut_off(own_redis.url) as (node, _, _, admin):
+        assert isinstance(node.broker, RedisBroker)
+        link = node.broker._supervisor.link
+        await admin.config_set("requirepass", "changed while running")
+        await admin.client_kill_filter(_type="normal", skipme=True)
+        await until(lambda: not node.broker.alive)
+
+        # Ten heartbeats; three that are not heard would end it.
+        heard = asyncio.get_running_loop().time() + 0.1
+        await until(lambda: asyncio.get_running_loop().time() > heard)
+        await admin.config_set("requirepass", "")
+        await until(lambda: node.broker.alive)
+
+        assert node.broker._supervisor.link is link
         assert node.gaps == 0
 
 
