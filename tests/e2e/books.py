@@ -81,11 +81,11 @@ class Books:
         )
 
     async def move_deadline(self, goal_id: str, *, seconds: float) -> None:
-        """Moves a goal's `exp` and what the timer waits for."""
+        """Moves a goal's `exp` and what the timer waits for, if it still waits."""
         self.moved.append((time.monotonic(), goal_id))
         await self.move_exp(goal_id, seconds=seconds)
         await self.database["goals"].update_one(
-            {"_id": ObjectId(goal_id)}, [{"$set": {"due_at": "$exp"}}]
+            {"_id": ObjectId(goal_id), "due_at": {"$exists": True}}, [{"$set": {"due_at": "$exp"}}]
         )
 
     async def postings(self, goal_id: str) -> list[dict[str, Any]]:
