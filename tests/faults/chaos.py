@@ -269,7 +269,9 @@ class Chaos:
             self._refusals[gateway.name] += 1
             if self._refusals[gateway.name] < _MOST_REFUSALS:
                 return True
-        self.result.violations.append(f"{gateway.name} did not start: {gateway.log_text()}")
+        self.result.violations.append(
+            f"{gateway.name} did not start, it ended with {code}: {gateway.log_text()}"
+        )
         return False
 
     async def _start(self, gateway: ForkedGateway, point: CrashPoint | None) -> bool:

@@ -158,6 +158,7 @@ def child_main(plan: Plan) -> None:
     log = os.open(plan.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if plan.crash is not None:
@@ -193,6 +194,18 @@ def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOADED))
     return context
+
+
+@cache
+def _begin_to_fork() -> None:
+    """Waits for the imports of the server that forks, before the first process."""
+    first = _context().Process(target=_end_at_once)
+    first.start()
+    first.join()
+
+
+def _end_at_once() -> None:
+    """What a process does whose start alone is waited for."""
 
 
 @cache
@@ -285,8 +298,10 @@ class ForkedGateway:
         }
         plan = Plan(settings, str(self.log), crash)
         self.process = _context().Process(target=child_main, args=(plan,), daemon=True)
-        # The first one waits for the server's imports.
-        await asyncio.to_thread(self.process.start)
+        await asyncio.to_thread(_begin_to_fork)
+        # In this thread, as all that asks how a process has ended: a start looks at the others too,
+        # and of two who read the same exit code one gets none.
+        self.process.start()
         self.started += 1
 
     async def until_ready(self) -> bool:

@@ -63,7 +63,7 @@ async def test_gateways_die_and_freeze_while_redis_forgets_and_the_payment_servi
         await redis.flushall()
         await redis.script_flush()
         await redis.client_pause(timeout=300)
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # between two of them something is to get through
 
     with PaymentService() as service:
         service.go_wild(Random(5), rate=0.3)
