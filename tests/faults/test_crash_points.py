@@ -301,17 +301,19 @@ async def test_commands_that_come_together_do_share_a_transaction(lanes: list[La
     """Without it the test above would prove nothing."""
     lane = lanes[0]
     await lane.ready()
-    asked = await prepared(lane)
-    await lane.gateway.arm(None)
+    halfway = ""
+    # On a busy machine eight calls may come one by one. Two transactions may be under way at once,
+    # so three in a row are of one.
+    while "xxx" not in halfway:
+        asked = await prepared(lane)
+        await lane.gateway.arm(None)
 
-    await agree_together(lane.gateway, asked)
+        await agree_together(lane.gateway, asked)
 
-    names = [step for step, detail in await lane.gateway.steps() if detail == "agree"]
-    halfway = "".join("x" if name == Step.IN_TRANSACTION else " " for name in names)
-    # Two may be under way at once, so three in a row are of one transaction.
-    assert "xxx" in halfway
-    for scene, _ in asked:
-        assert not await verdict(scene, lane.gateway)
+        names = [step for step, detail in await lane.gateway.steps() if detail == "agree"]
+        halfway = "".join("x" if name == Step.IN_TRANSACTION else " " for name in names)
+        for scene, _ in asked:
+            assert not await verdict(scene, lane.gateway)
 
 
 @dataclass(slots=True)
