@@ -8,7 +8,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gateway.cli_escrow import with_store
 from persistence.documents import SCHEMA_VERSION
-from persistence.indexes import make_indexes, missing_indexes
+from persistence.errors import StoreUnavailable
+from persistence.indexes import (
+    drop_replaced_indexes,
+    make_indexes,
+    missing_indexes,
+    replaced_indexes,
+)
 from persistence.migrations import Migrator
 from persistence.store import Store
 
@@ -21,7 +27,8 @@ def migrate(
         bool, typer.Option("--dry-run", help="Tells what would be changed, and changes nothing.")
     ] = False,
     indexes: Annotated[
-        bool, typer.Option("--indexes", help="Makes missing indexes, and changes no document.")
+        bool,
+        typer.Option("--indexes", help="Makes and drops indexes alone, and changes no document."),
     ] = False,
     batch_size: Annotated[
         int, typer.Option(min=1, max=10_000, help="Documents that are changed at a time.")
@@ -42,13 +49,23 @@ def migrate(
 
 async def _make_indexes(store: Store, console: Console, *, dry_run: bool) -> None:
     missing = ", ".join(await missing_indexes(store))
+    replaced = ", ".join(await replaced_indexes(store))
     if dry_run:
         if missing:
             console.print(f"indexes to be made: {missing}", soft_wrap=True)
+        if replaced:
+            console.print(f"indexes to be dropped: {replaced}", soft_wrap=True)
         return
     if missing:
         console.print(f"making indexes: {missing}", soft_wrap=True)
     await make_indexes(store)
+    if replaced:
+        console.print(f"dropping indexes: {replaced}", soft_wrap=True)
+        try:
+            await drop_replaced_indexes(store)
+        except StoreUnavailable as error:
+            # They only cost time and room.
+            console.print(f"not dropped: {error}", soft_wrap=True)
 
 
 async def _migrate(migrator: Migrator, console: Console, *, dry_run: bool) -> int:

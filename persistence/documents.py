@@ -7,7 +7,7 @@ Source: requirements (field names), docs/decisions.md, docs/architecture.md.
 """
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from beanie import Document
 from bson import ObjectId
@@ -18,6 +18,22 @@ from statemachine.goal import CommandName, GoalState, Movement, Outcome, Reason
 from statemachine.receivers import EXCLUSIVE_GOAL, TRIGGER_EXCLUSIVE_GOAL
 
 SCHEMA_VERSION = 1
+
+OPEN_STATES: Final = [
+    state.value for state in GoalState if state not in (GoalState.NONE, GoalState.ENDED)
+]
+
+
+def _of_open_goals(name: str, path: str) -> IndexModel:
+    """An index in which a goal stands once, from its invitation to its end.
+
+    With the state in its key each command would move the goal in it, and an ended one would stay.
+    """
+    return IndexModel(
+        [(path, ASCENDING)],
+        name=name,
+        partialFilterExpression={"state": {"$in": OPEN_STATES}},
+    )
 
 
 class _Part(BaseModel):
@@ -123,10 +139,10 @@ class Goal(_Parsed, Document):
         keep_nulls = False
         indexes: ClassVar = [
             # goal.snapshot: the open goals of a user, as streamer and as viewer
-            IndexModel([("metadata.user_id", ASCENDING), ("state", ASCENDING)]),
-            IndexModel([("conditions.exclusive_to", ASCENDING), ("state", ASCENDING)]),
+            _of_open_goals("open_goals_of_streamer", "metadata.user_id"),
+            _of_open_goals("open_goals_of_viewer", "conditions.exclusive_to"),
             # the goals of a Session: closing it, and its one agreed or live goal
-            IndexModel([("conditions.session_id", ASCENDING), ("state", ASCENDING)]),
+            _of_open_goals("open_goals_of_session", "conditions.session_id"),
             # an invariant that no bug can break: one agreed or live goal a Session
             IndexModel(
                 [("conditions.session_id", ASCENDING)],
@@ -368,6 +384,7 @@ DOCUMENTS: tuple[type[Document], ...] = (
 __all__ = [
     "DOCUMENTS",
     "EXCLUSIVE_GOAL",
+    "OPEN_STATES",
     "TRIGGER_EXCLUSIVE_GOAL",
     "EscrowCall",
     "EscrowEntry",

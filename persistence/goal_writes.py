@@ -98,6 +98,7 @@ class GoalWrite:
     """One goal's part in a command: compare-and-set, ledger row, outbox entries.
 
     `calls` says the ledger rows to the payment service, when that holds the goal's money.
+    `outbox_before` is how long its outbox was when it was read.
     """
 
     goal_id: ObjectId
@@ -109,13 +110,28 @@ class GoalWrite:
     ledger: list[Row]
     calls: list[Row]
     after: Goal
+    outbox_before: int
 
-    def update(self) -> list[Row]:
-        """The pipeline of the compare-and-set; what comes from outside is a literal.
+    def update(self) -> Row | list[Row]:
+        """The update of the compare-and-set.
 
         New entries queue up behind those that are still on their way, and then owner and lease
-        stay theirs: whoever delivers them goes on with these.
+        stay theirs: whoever delivers them goes on with these. An outbox that was empty is so
+        still, since only what raises the version adds to it.
         """
+        return self._pipeline() if self.outbox_before else self._plain()
+
+    def _plain(self) -> Row:
+        added: Row = {}
+        if self.entries:
+            added = {"outbox": [entry.model_dump() for entry in self.entries], **self.lease}
+        update: Row = {"$set": self.set_fields | added, "$inc": {"version": 1}}
+        if self.unset_fields:
+            update["$unset"] = dict.fromkeys(self.unset_fields, "")
+        return update
+
+    def _pipeline(self) -> list[Row]:
+        """What comes from outside is a literal in it."""
         changes: Row = {name: {"$literal": value} for name, value in self.set_fields.items()}
         changes["version"] = {"$add": ["$version", 1]}
         if self.entries:
@@ -209,6 +225,7 @@ class Writer:
             ledger=ledger,
             calls=closing_calls(ledger) if before.held_by == SERVICE else [],
             after=after,
+            outbox_before=len(before.outbox),
         )
         return write, effects
 

@@ -8,7 +8,13 @@ from pymongo.errors import DuplicateKeyError
 
 from persistence.commits import Commits, damaged
 from persistence.damage import readable
-from persistence.documents import EXCLUSIVE_GOAL, TRIGGER_EXCLUSIVE_GOAL, Goal, Session
+from persistence.documents import (
+    EXCLUSIVE_GOAL,
+    OPEN_STATES,
+    TRIGGER_EXCLUSIVE_GOAL,
+    Goal,
+    Session,
+)
 from persistence.errors import Conflict, StoreUnavailable
 from persistence.faults import Step, reached
 from persistence.goal_writes import facts_of
@@ -33,7 +39,6 @@ if TYPE_CHECKING:
     from statemachine.receivers import Registry
 
 _WITH_SESSION = with_session()
-OPEN_STATES = [state.value for state in GoalState if state not in (GoalState.NONE, GoalState.ENDED)]
 
 
 class Goals:

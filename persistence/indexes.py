@@ -36,6 +36,15 @@ _WANTED: Final[dict[str, list[IndexModel]]] = {
     GoalRecord.Settings.name: GoalRecord.Settings.indexes,
 }
 
+# What older versions made and the above have taken the place of, for their queries too.
+_REPLACED: Final[dict[str, list[str]]] = {
+    Goal.Settings.name: [
+        "metadata.user_id_1_state_1",
+        "conditions.exclusive_to_1_state_1",
+        "conditions.session_id_1_state_1",
+    ],
+}
+
 # MongoDB's codes of an index that is there with other options, or with other keys.
 _ANOTHER: Final = frozenset({85, 86})
 
@@ -44,11 +53,32 @@ async def missing_indexes(store: Store) -> list[str]:
     """The names of those that are not there, as `collection.index`."""
     missing = []
     for name, wanted in _WANTED.items():
-        async with store.reading():
-            there = await store.collection(name).index_information()
+        there = await _names(store, name)
         names = [index.document["name"] for index in wanted]
         missing += [f"{name}.{one}" for one in names if one not in there]
     return missing
+
+
+async def replaced_indexes(store: Store) -> list[str]:
+    """The names of those that no version needs beside the present ones, as `collection.index`."""
+    replaced = []
+    for name, old in _REPLACED.items():
+        there = await _names(store, name)
+        replaced += [f"{name}.{one}" for one in old if one in there]
+    return replaced
+
+
+async def drop_replaced_indexes(store: Store) -> None:
+    """Drops them; to be called when the present ones are there."""
+    for path in await replaced_indexes(store):
+        collection, _, name = path.partition(".")
+        async with store.reading():
+            await store.collection(collection).drop_index(name)
+
+
+async def _names(store: Store, collection: str) -> set[str]:
+    async with store.reading():
+        return set(await store.collection(collection).index_information())
 
 
 async def make_indexes(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from bson import ObjectId
@@ -24,7 +25,8 @@ from persistence.goal_writes import facts_of
 from persistence.holds import Hold, Holds
 from persistence.intents import Answer, Delivery, Done, Intent, Refused
 from persistence.rows import goal_row, object_id
-from persistence.session_reads import of_invitation
+from persistence.session_reads import of_invitations
+from persistence.sharing import Apart
 from persistence.transactions import Writes
 from persistence.views import goal_view
 from statemachine.goal import (
@@ -39,12 +41,21 @@ from statemachine.goal import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from persistence.requests import RequestRecords
     from persistence.store import Row, Store
 
 _NO_SESSION = Refused("unknown_session", "There is no such session.")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Asked:
+    """An invitation that waits for its Session; two of the same request are two."""
+
+    intent: Intent
+    session_id: ObjectId
 
 
 class _Weighed(NamedTuple):
@@ -54,6 +65,13 @@ class _Weighed(NamedTuple):
     session: Session
     decision: Decision
     now: datetime
+
+
+class _Invitation(NamedTuple):
+    """What is written of an invitation, and what is answered when it stands."""
+
+    writes: Writes
+    done: Done
 
 
 class Invitations:
@@ -121,7 +139,42 @@ class Invitations:
         session_id = object_id(intent.terms.session_id)
         if session_id is None:
             return await self._requests.refuse(intent, _NO_SESSION, self._store.clock.now())
+        asked = _Asked(intent, session_id)
+        if hold is not None:
+            return await self._invite_alone(asked, hold)
+        shared = self._store.turns.shared(session_id, self._invite_all)
+        return (await shared.do(asked))[asked]
+
+    async def _invite_all(self, asked: Sequence[_Asked]) -> dict[_Asked, Answer]:
+        """Puts up the invitations of several viewers to one Session, or one as any other."""
+        if len(asked) == 1:
+            return {asked[0]: await self._invite_alone(asked[0])}
+        session_id = asked[0].session_id
         async with self._store.turns.session_turn(session_id) as line:
+            session, line.known = line.known, None
+            if session is None:
+                viewers = [each.intent.user_id for each in asked if each.intent.user_id]
+                session = await self._session(session_id, viewers)
+            else:
+                session = _for_others(session)
+            if session is None:
+                raise Apart
+            writes: list[_Invitation] = []
+            for each in asked:
+                weighed = self._decided(each.intent, session, ObjectId())
+                if isinstance(weighed, Refused):
+                    raise Apart
+                reached(Step.AFTER_DECIDE, each.intent.command)
+                writes.append(self._invitation(each.intent, weighed, None))
+            await self._commits.transactions.together([each.writes for each in writes])
+            line.known = session
+        for each in asked:
+            reached(Step.AFTER_COMMIT, each.intent.command)
+        return {each: written.done for each, written in zip(asked, writes, strict=True)}
+
+    async def _invite_alone(self, asked: _Asked, hold: Hold | None = None) -> Answer:
+        intent = asked.intent
+        async with self._store.turns.session_turn(asked.session_id) as line:
             while True:
                 # Others' invitations change nothing that this one is decided by, and the write
                 # is guarded by all of it: in a line of many only the first one reads.
@@ -152,14 +205,13 @@ class Invitations:
         assert intent.terms is not None
         assert intent.user_id is not None
         if known is not None:
-            # He may have a pair all the same; then the write finds it.
-            session: Session = known.model_copy(update={"exclusive_goal_pairs": {}})
-        else:
-            session_id = object_id(intent.terms.session_id)
-            found = await self._session(session_id, intent.user_id) if session_id else None
-            if found is None:
-                return _NO_SESSION
-            session = found
+            return self._decided(intent, _for_others(known), goal_id)
+        session_id = object_id(intent.terms.session_id)
+        session = await self._session(session_id, [intent.user_id]) if session_id else None
+        return self._decided(intent, session, goal_id) if session else _NO_SESSION
+
+    def _decided(self, intent: Intent, session: Session, goal_id: ObjectId) -> _Weighed | Refused:
+        assert intent.user_id is not None
         now = self._store.clock.now()
         goal = self._new_goal(intent, session, goal_id, now)
         command = Command(CommandName.INVITE, intent.role or Role.VIEWER, intent.user_id)
@@ -196,6 +248,17 @@ class Invitations:
     async def _commit_invitation(
         self, intent: Intent, weighed: _Weighed, hold: Hold | None
     ) -> Done:
+        invitation = self._invitation(intent, weighed, hold)
+        if hold is not None and self._holds is not None:
+            stands = self._holds.stands
+            await self._commits.transactions.alone(invitation.writes, lambda _: stands(hold))
+        else:
+            await self._commits.transactions.commit(invitation.writes)
+        reached(Step.AFTER_COMMIT, intent.command)
+        return invitation.done
+
+    def _invitation(self, intent: Intent, weighed: _Weighed, hold: Hold | None) -> _Invitation:
+        """What is written, and what is answered when it stands."""
         goal, session, decision, now = weighed
         assert goal.id is not None
         assert decision.due is not None
@@ -213,7 +276,8 @@ class Invitations:
         if entries:
             row |= self._writer.outbox_lease(now)
         pair = Pair(trigger_exclusive_goal=goal.id).model_dump(exclude_none=True)
-        done = Done(goal=goal_view(standing), session_id=str(session.id))
+        deliveries = (Delivery(goal.id, tuple(entries)),) if entries else ()
+        done = Done(goal_view(standing), str(session.id), deliveries)
         paired = {
             "$set": {f"exclusive_goal_pairs.{intent.user_id}": pair},
             "$inc": {"version": 1},
@@ -225,18 +289,20 @@ class Invitations:
             ledger=self._writer.ledger_rows(standing, decision, now),
             requests=self._requests.kept(intent, done, now),
         )
-        if hold is not None and self._holds is not None:
-            stands = self._holds.stands
-            await self._commits.transactions.alone(writes, lambda _: stands(hold))
-        else:
-            await self._commits.transactions.commit(writes)
-        reached(Step.AFTER_COMMIT, intent.command)
-        deliveries = (Delivery(goal.id, tuple(entries)),) if entries else ()
-        return Done(done.goal, done.session_id, deliveries)
+        return _Invitation(writes, done)
 
-    async def _session(self, session_id: ObjectId, viewer_id: str) -> Session | None:
-        row = await self._store.sessions.find_one({"_id": session_id}, of_invitation(viewer_id))
+    async def _session(self, session_id: ObjectId, viewers: Sequence[str]) -> Session | None:
+        row = await self._store.sessions.find_one({"_id": session_id}, of_invitations(viewers))
         return Session.model_validate(row) if row else None
+
+
+def _for_others(known: Session) -> Session:
+    """A Session as it is known to other viewers than those for whom it was read.
+
+    One may have a pair all the same; then the write finds it.
+    """
+    session: Session = known.model_copy(update={"exclusive_goal_pairs": {}})
+    return session
 
 
 def _guard(weighed: _Weighed) -> Row:

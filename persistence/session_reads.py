@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from persistence.documents import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from persistence.store import Row
 
 _WHOLE: Final = (
@@ -25,9 +27,10 @@ _WHOLE: Final = (
 )
 
 
-def of_invitation(viewer_id: str) -> list[str]:
-    """The projection by which an invitation is weighed: the viewer's own pair and pass."""
-    return [*_WHOLE, f"exclusive_goal_pairs.{viewer_id}", f"viewers.{viewer_id}"]
+def of_invitations(viewers: Iterable[str]) -> list[str]:
+    """The projection by which invitations are weighed: the viewers' own pairs and passes."""
+    parts = ("exclusive_goal_pairs", "viewers")
+    return [*_WHOLE, *(f"{part}.{viewer_id}" for viewer_id in viewers for part in parts)]
 
 
 def of_goal(viewer_id: str) -> Row:

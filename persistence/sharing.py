@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from persistence.errors import StoreUnavailable, in_short
+from persistence.errors import StoreOverloaded, StoreUnavailable, in_short
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -23,6 +24,21 @@ Result = TypeVar("Result")
 _AT_MOST: Final = 8
 # Who has waited so long goes at once: what is under way may be stuck.
 _PATIENCE_S: Final = 0.2
+
+_TOO_MANY: Final = "too many commands wait for the database"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Of a line whose work is refused when it does not come to it in time.
+
+    Attributes:
+        most: how many may wait; one more is refused at once.
+        patience_s: how long one may wait.
+    """
+
+    most: int
+    patience_s: float
 
 
 class Apart(Exception):
@@ -52,7 +68,10 @@ class Shared(Generic[Item, Result]):
     """One kind of work."""
 
     def __init__(
-        self, together: Callable[[Sequence[Item]], Awaitable[Result]], at_once: int
+        self,
+        together: Callable[[Sequence[Item]], Awaitable[Result]],
+        at_once: int,
+        bounds: Bounds | None = None,
     ) -> None:
         """Bounds what is under way.
 
@@ -61,25 +80,38 @@ class Shared(Generic[Item, Result]):
                 may raise `Apart`. It runs in the task of one of the callers, so within that
                 one's deadline.
             at_once: goes under way from which on others wait and share.
+            bounds: none where there are bounds already; then who has waited long goes at once,
+                whatever is under way.
         """
         self._together = together
         self._at_once = at_once
+        self._bounds = bounds
         self._under_way = 0
         self._waiting: deque[_Waiting[Item, Result]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
 
     async def do(self, item: Item) -> Result:
         """Does the item, with those of others when many are at work.
 
         Raises:
             StoreUnavailable: the go that it shared failed; whether it was done is not known.
+            StoreOverloaded: too many wait, or for too long; nothing was done.
         """
+        bounds = self._bounds
+        if bounds is not None and len(self._waiting) >= bounds.most:
+            raise StoreOverloaded(_TOO_MANY)
         loop = asyncio.get_running_loop()
         waiting: _Waiting[Item, Result] = _Waiting(item, loop.create_future())
         self._waiting.append(waiting)
         if len(self._waiting) == 1 and self._under_way < self._at_once:
             # After this turn of the loop: those who come in it, as after a go they shared, join.
             loop.call_soon(self._fill)
-        out_of_patience = loop.call_later(_PATIENCE_S, self._out_of_patience, waiting)
+        patience_s = _PATIENCE_S if bounds is None else bounds.patience_s
+        out_of_patience = loop.call_later(patience_s, self._out_of_patience, waiting)
         try:
             told = await waiting.told
         except asyncio.CancelledError:
@@ -98,6 +130,10 @@ class Shared(Generic[Item, Result]):
                 except Apart:
                     for each in others:
                         self._tell(each, [])
+                except StoreOverloaded as error:
+                    for each in _still_there(others):
+                        each.told.set_exception(StoreOverloaded(str(error)))
+                    raise
                 except BaseException as error:
                     for each in _still_there(others):
                         why = f"the work that was shared failed: {in_short(error)}"
@@ -135,8 +171,13 @@ class Shared(Generic[Item, Result]):
             waiting.told.set_result(_Yours(others))
 
     def _out_of_patience(self, waiting: _Waiting[Item, Result]) -> None:
-        if waiting in self._waiting:
+        if waiting not in self._waiting:
+            return
+        if self._bounds is None:
             self._next()
+        elif not waiting.told.done():
+            self._waiting.remove(waiting)
+            waiting.told.set_exception(StoreOverloaded(_TOO_MANY))
 
     def _gone(self, waiting: _Waiting[Item, Result]) -> None:
         """Hands a go that its caller had been given, and did not begin, to the next."""

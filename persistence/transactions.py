@@ -1,8 +1,8 @@
 """Writes what commands have decided: each in a transaction of its own, or several in one.
 
 Commands that come while transactions are under way share the next one, as databases do with their
-logs. They are on different Sessions. When one of them can't be written, none is, and each is tried
-again alone: nobody is refused for another.
+logs. They are on different Sessions, or invitations to one. When one of them can't be written, none
+is, and each is tried again alone: nobody is refused for another.
 """
 
 from __future__ import annotations
@@ -76,6 +76,15 @@ class Transactions:
             StoreUnavailable: the transaction that it shared failed; it may have been written.
         """
         return await self._shared.do(writes)
+
+    async def together(self, shared: Sequence[Writes]) -> None:
+        """Writes several, in this order and in one transaction, or none of them.
+
+        Raises:
+            Apart: one of them can't be written with the others.
+            StoreUnavailable: the transaction failed; it may have been written.
+        """
+        await self._commit(shared)
 
     async def alone(self, writes: Writes, then: Callable[[Lengths], Awaitable[T]]) -> T:
         """Writes it in a transaction of its own, and runs `then` inside; raises as `commit`."""

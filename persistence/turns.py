@@ -1,4 +1,4 @@
-"""Who uses the database next: in order of arrival, and on one Session one after the other.
+"""Who uses the database next: in order of arrival, and on one Session turn after turn.
 
 The driver's pool is not fair, and transactions on one hot Session only cost each other attempts.
 So what people ask for, and what is due, comes to the pool through lanes, which together have fewer
@@ -13,20 +13,26 @@ import asyncio
 import math
 from contextlib import asynccontextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
 from persistence.errors import StoreOverloaded
+from persistence.sharing import Bounds, Shared
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from persistence.documents import Session
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # What those who wait for one Session may take of the queue. Of 1,000 places it leaves one Session
 # 250, which is about what it is served within the time that one may wait; others find the rest.
 _SESSION_SHARE: Final = 0.25
 
+# One who has the Session and one who has it next; whoever comes behind them shares a turn.
+_AT_ONCE: Final = 2
 
 # A timer waits longer than commands do: who stands before it has had his turn or given up by then.
 _TIMER_PATIENCE: Final = 1.25
@@ -112,11 +118,28 @@ class Turns:
         timers.most, timers.patience_s = math.inf, patience_s * _TIMER_PATIENCE
         self._session_queue_size = max(1, int(queue_size * _SESSION_SHARE))
         self._lines: WeakValueDictionary[object, Line] = WeakValueDictionary()
+        self._bounds = Bounds(self._session_queue_size, patience_s)
+        self._shared: WeakValueDictionary[object, Shared[Any, Any]] = WeakValueDictionary()
 
     @property
     def waiting(self) -> int:
         """How many wait."""
-        return sum(queue.waiting for queue in self._queues.values())
+        lanes = sum(queue.waiting for queue in self._queues.values())
+        return lanes + sum(shared.waiting for shared in self._shared.values())
+
+    def shared(
+        self, session_id: object, together: Callable[[Sequence[Item]], Awaitable[Result]]
+    ) -> Shared[Item, Result]:
+        """One kind of work on a Session that those who wait for it can do together.
+
+        Args:
+            session_id: whose.
+            together: as for `Shared`; it takes the turn for all.
+        """
+        shared = self._shared.get(session_id)
+        if shared is None:
+            shared = self._shared[session_id] = Shared(together, _AT_ONCE, self._bounds)
+        return shared
 
     def session_busy(self, session_id: object) -> bool:
         """Whether a command of this process is at work on the Session."""
@@ -137,7 +160,8 @@ class Turns:
             StoreOverloaded: the queue is full, or the turn does not come in time.
         """
         queue = self._queues[lane]
-        if patient:
+        if patient or not queue.places.locked():
+            # A place that is free is taken without a turn of the loop, and without a timer.
             await queue.places.acquire()
         else:
             async with queue.bounded_wait():
@@ -161,12 +185,16 @@ class Turns:
             line = self._lines[session_id] = Line()
         if line.waiting >= self._session_queue_size and lane is not Lane.TIMERS:
             raise StoreOverloaded("too many commands wait for this session")
-        line.waiting += 1
-        try:
-            async with self._queues[lane].bounded_wait():
-                await line.lock.acquire()
-        finally:
-            line.waiting -= 1
+        # One who waits is next when it is released, though it is nobody's for a moment.
+        if line.lock.locked() or line.waiting:
+            line.waiting += 1
+            try:
+                async with self._queues[lane].bounded_wait():
+                    await line.lock.acquire()
+            finally:
+                line.waiting -= 1
+        else:
+            await line.lock.acquire()
         try:
             async with self.turn(lane):
                 yield line

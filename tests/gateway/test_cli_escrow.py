@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 SECRET = "a-secret-that-is-longer-than-32-bytes"
 NOTHING = "nothing to migrate: no document is older than version 1\n"
 ALL_INDEXES = [
-    "goals.metadata.user_id_1_state_1",
-    "goals.conditions.exclusive_to_1_state_1",
-    "goals.conditions.session_id_1_state_1",
+    "goals.open_goals_of_streamer",
+    "goals.open_goals_of_viewer",
+    "goals.open_goals_of_session",
     "goals.one_show_per_session",
     "goals.due_at_1",
     "goals.outbox_due_at_1",
@@ -219,6 +219,24 @@ def test_an_index_that_is_missing_is_made_before_any_gateway_has_to(
     assert not there
     assert made == (0, f"making indexes: goals.due_at_1\n{NOTHING}")
     assert "due_at_1" in database["goals"].index_information()
+
+
+def test_an_index_that_another_took_the_place_of_is_dropped(
+    database: Database[dict[str, Any]],
+) -> None:
+    duet("migrate")
+    old = "metadata.user_id_1_state_1"
+    database["goals"].create_index({"metadata.user_id": 1, "state": 1})
+
+    told = duet("migrate", "--dry-run")
+    there = old in database["goals"].index_information()
+    dropped = duet("migrate", "--indexes")
+
+    assert told == (0, f"indexes to be dropped: goals.{old}\n{NOTHING}")
+    assert there
+    assert dropped == (0, f"dropping indexes: goals.{old}\n")
+    assert old not in database["goals"].index_information()
+    assert duet("migrate") == (0, NOTHING)
 
 
 @pytest.fixture

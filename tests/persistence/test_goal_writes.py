@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from bson import ObjectId
@@ -13,14 +13,16 @@ from persistence.documents import (
     Context,
     Goal,
     Metadata,
+    OutboxEntry,
     Pair,
     Session,
     SessionStatus,
     SessionUser,
     ViewerPass,
 )
-from persistence.goal_writes import SessionWrite, Writer, facts_of
+from persistence.goal_writes import GoalWrite, SessionWrite, Writer, facts_of
 from persistence.occurrences import occurrence_of
+from persistence.rows import goal_row
 from statemachine.goal import (
     Command,
     CommandName,
@@ -31,6 +33,9 @@ from statemachine.goal import (
     decide,
 )
 from statemachine.receivers import SyncViewers, standard_receivers
+
+if TYPE_CHECKING:
+    from tests.persistence.world import World
 
 NOW = datetime(2026, 11, 22, 17, 25, 0, 123_000, UTC)
 GOAL_ID, SESSION_ID = ObjectId("a" * 24), ObjectId("b" * 24)
@@ -94,6 +99,12 @@ def decision_on(before: Goal, name: CommandName, role: Role, user_id: str | None
     return decision
 
 
+def plain(write: GoalWrite) -> dict[str, Any]:
+    update = write.update()
+    assert isinstance(update, dict)
+    return update
+
+
 # The compare-and-set
 
 
@@ -113,7 +124,7 @@ def test_every_write_is_guarded_by_id_streamer_state_and_version(
     }
     # The requirements' filter of `deactivate_goal` asks for `active` too.
     assert write.guard == (guard | {"active": True} if state is GoalState.INVITED else guard)
-    assert write.update()[0]["$set"]["version"] == {"$add": ["$version", 1]}
+    assert plain(write)["$inc"] == {"version": 1}
     assert write.after.version == 5
 
 
@@ -125,9 +136,54 @@ def test_no_field_is_set_and_unset_by_one_write(
 
     write, _ = writer().goal_write(before, decision_on(before, name, role, user_id), NOW, "app")
 
-    changed, removed = write.update()
-    assert not set(changed["$set"]) & set(removed["$unset"])
-    assert ("due_at" in changed["$set"]) is (name in (CommandName.AGREE, CommandName.START))
+    update = plain(write)
+    assert not set(update["$set"]) & set(update["$unset"])
+    assert ("due_at" in update["$set"]) is (name in (CommandName.AGREE, CommandName.START))
+
+
+@pytest.mark.parametrize(("state", "name", "role", "user_id"), COMMANDS)
+async def test_a_goal_is_written_the_same_whether_its_outbox_was_empty_or_is_no_more(
+    world: World, state: GoalState, name: CommandName, role: Role, user_id: str | None
+) -> None:
+    """What lay in the outbox when it was read may have been delivered by the time of the write."""
+    before = goal(state)
+    waits = OutboxEntry(event_id="before", pending=["track_goals"], occurrence={})
+    decision = decision_on(before, name, role, user_id)
+    goals = world.raw["goals"]
+    written = []
+    for read in (before, before.model_copy(update={"outbox": [waits]})):
+        write, _ = writer().goal_write(read, decision, NOW, "app")
+        # A show has an id of its own, another each time.
+        write.set_fields.pop("exclusive_goal", None)
+        goals.replace_one({"_id": GOAL_ID}, goal_row(before), upsert=True)
+        assert goals.update_one(write.guard, write.update()).matched_count == 1
+        written.append(world.goal_row(str(GOAL_ID)))
+
+    assert written[0] == written[1]
+    assert [entry["event_id"] for entry in written[0]["outbox"]] == [
+        entry.event_id for entry in write.entries
+    ]
+
+
+async def test_new_entries_stand_behind_those_that_wait_and_leave_them_to_whoever_has_them(
+    world: World,
+) -> None:
+    waits = OutboxEntry(event_id="before", pending=["track_goals"], occurrence={})
+    before = goal(outbox=[waits], outbox_owner="another", outbox_due_at=NOW)
+    decision = decision_on(before, CommandName.AGREE, Role.STREAMER, "anna")
+    goals = world.raw["goals"]
+    goals.insert_one(goal_row(before))
+    write, _ = writer().goal_write(before, decision, NOW, "app")
+
+    goals.update_one(write.guard, write.update())
+
+    row = world.goal_row(str(GOAL_ID))
+    assert [entry["event_id"] for entry in row["outbox"]] == [
+        "before",
+        *(entry.event_id for entry in write.entries),
+    ]
+    assert row["outbox_owner"] == "another"
+    assert row["outbox_due_at"] == NOW
 
 
 @pytest.mark.parametrize(("state", "name", "role", "user_id"), COMMANDS)

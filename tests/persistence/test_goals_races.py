@@ -413,11 +413,31 @@ async def test_who_stands_in_line_is_refused_when_the_stream_is_taken_or_ends_me
         )
 
     steps.once(Step.AFTER_COMMIT, "invite", another_node_writes_the_session)
+    viewers = [f"viewer{number}" for number in range(12)]
 
-    first, second = await asyncio.gather(
-        world.invite(session, "ben"), world.invite(session, "cleo")
+    answers = await asyncio.gather(*(world.invite(session, viewer) for viewer in viewers))
+
+    # Eight share the first turn.
+    assert [code_of(answer) for answer in answers] == ["ok"] * 8 + [code] * 4
+    assert list(world.session_row(session)["exclusive_goal_pairs"]) == viewers[:8]
+
+
+async def test_of_those_who_share_a_turn_none_is_invited_to_a_stream_that_ends_meanwhile(
+    world: World, steps: Steps
+) -> None:
+    session = await world.session()
+
+    def another_node_ends_it() -> None:
+        world.raw["sessions"].update_one(
+            {"_id": session.id}, {"$set": {"active": False}, "$inc": {"version": 1}}
+        )
+
+    steps.once(Step.AFTER_DECIDE, "invite", another_node_ends_it)
+
+    answers = await asyncio.gather(
+        *(world.invite(session, viewer) for viewer in ("ben", "cleo", "dora"))
     )
 
-    assert code_of(first) == "ok"
-    assert code_of(second) == code
-    assert list(world.session_row(session)["exclusive_goal_pairs"]) == ["ben"]
+    assert [code_of(answer) for answer in answers] == ["session_ended"] * 3
+    assert world.raw["goals"].count_documents({}) == 0
+    assert world.raw["escrow"].count_documents({}) == 0

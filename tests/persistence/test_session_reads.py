@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from bson import ObjectId
 
-from persistence.session_reads import of_goal, of_invitation, with_session
+from persistence.session_reads import of_goal, of_invitations, with_session
 
 if TYPE_CHECKING:
     from tests.persistence.world import World
@@ -73,7 +73,9 @@ async def test_an_invitation_reads_nobody_elses_pair(world: World) -> None:
     for viewer in VIEWERS[:3]:
         await world.invited(session, viewer)
 
-    found = await world.node.store.sessions.find_one({"_id": session.id}, of_invitation(VIEWERS[1]))
+    found = await world.node.store.sessions.find_one(
+        {"_id": session.id}, of_invitations([VIEWERS[1]])
+    )
 
     assert found is not None
     assert list(found["exclusive_goal_pairs"]) == [VIEWERS[1]]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from persistence.errors import StoreUnavailable
-from persistence.sharing import Apart, Shared
+from persistence.errors import StoreOverloaded, StoreUnavailable
+from persistence.sharing import Apart, Bounds, Shared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 class Work:
     """Goes that end when the test says so, and what each was asked to do."""
 
-    def __init__(self, at_once: int = 1) -> None:
+    def __init__(self, at_once: int = 1, bounds: Bounds | None = None) -> None:
         self.goes: list[tuple[int, ...]] = []
         self.apart: set[int] = set()
         self.fails: set[int] = set()
+        self.overloaded: set[int] = set()
         self.ends = asyncio.Semaphore(0)
         self.second = asyncio.Event()
-        self.shared = Shared(self.together, at_once)
+        self.shared = Shared(self.together, at_once, bounds)
 
     async def together(self, items: Sequence[int]) -> tuple[int, ...]:
         self.goes.append(tuple(items))
@@ -34,6 +35,8 @@ class Work:
             raise Apart
         if self.fails & set(items):
             raise ValueError(items)
+        if self.overloaded & set(items):
+            raise StoreOverloaded("no place")
         return tuple(items)
 
     def ask(self, *items: int) -> list[asyncio.Task[tuple[int, ...]]]:
@@ -143,6 +146,42 @@ async def test_who_shared_a_go_that_failed_is_told_that_it_is_not_known() -> Non
     assert first == (1,)
     assert isinstance(leader, ValueError)
     assert isinstance(follower, StoreUnavailable)
+
+
+async def test_who_shared_a_go_that_found_no_place_is_told_that_nothing_was_done() -> None:
+    work = Work()
+    work.overloaded = {2}
+    asked = await work.ask_in_turn(1, 2, 3)
+    work.end(2)
+
+    first, *others = await asyncio.gather(*asked, return_exceptions=True)
+
+    assert first == (1,)
+    assert [type(other) for other in others] == [StoreOverloaded] * 2
+
+
+async def test_one_more_than_may_wait_is_refused_at_once() -> None:
+    work = Work(bounds=Bounds(most=2, patience_s=3600))
+    asked = await work.ask_in_turn(1, 2, 3, 4)
+
+    with pytest.raises(StoreOverloaded):
+        await asked.pop()
+    work.end(2)
+    assert await asyncio.gather(*asked) == [(1,), (2, 3), (2, 3)]
+
+
+async def test_where_there_are_bounds_who_waits_too_long_is_refused_and_never_done() -> None:
+    work = Work(bounds=Bounds(most=10, patience_s=0.05))
+    asked = await work.ask_in_turn(1, 2, 3)
+
+    for follower in asked[1:]:
+        with pytest.raises(StoreOverloaded):
+            await follower
+    assert work.shared.waiting == 0
+    work.end(2)
+    assert await asked[0] == (1,)
+    assert await work.shared.do(4) == (4,)
+    assert work.goes == [(1,), (4,)]
 
 
 async def test_a_caller_who_leaves_while_he_waits_is_left_out() -> None:

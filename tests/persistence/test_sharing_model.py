@@ -11,16 +11,16 @@ import pytest
 from hypothesis import strategies as st
 
 from persistence import sharing
-from persistence.errors import StoreUnavailable
-from persistence.sharing import Apart, Shared
+from persistence.errors import StoreOverloaded, StoreUnavailable
+from persistence.sharing import Apart, Bounds, Shared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 AT_ONCE = 2
 AT_MOST = 8
-# Of a go: done, refused for the company it has, or failed.
-ENDS = ("done", "apart", "failed")
+# Of a go: done, refused for the company it has, failed, or without a place.
+ENDS = ("done", "apart", "failed", "overloaded")
 TURNS = 30
 
 steps = st.lists(
@@ -51,12 +51,13 @@ class Play:
     """The goes, and what came of each."""
 
     under_way: list[Go] = field(default_factory=list)
+    bounds: Bounds | None = None
     done: list[int] = field(default_factory=list)
     failed: set[int] = field(default_factory=set)
     callers: list[asyncio.Task[list[int]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.shared = Shared(self.together, AT_ONCE)
+        self.shared = Shared(self.together, AT_ONCE, self.bounds)
 
     async def together(self, items: Sequence[int]) -> list[int]:
         go = Go(list(items), asyncio.get_running_loop().create_future())
@@ -74,6 +75,8 @@ class Play:
         if end == "failed":
             self.failed.update(items)
             raise Failed
+        if end == "overloaded":
+            raise StoreOverloaded
         self.done += items
         return go.items
 
@@ -109,8 +112,11 @@ async def turned() -> None:
         await asyncio.sleep(0)
 
 
-async def play_out(script: list[tuple[str, int]], *, patient: bool) -> None:
-    play = Play()
+async def play_out(
+    script: list[tuple[str, int]], *, patient: bool, most: int | None = None
+) -> None:
+    patience_s = 3600.0 if patient else 0.0
+    play = Play(bounds=None if most is None else Bounds(most, patience_s))
     for what, number in script:
         await play.step(what, number)
     await turned()
@@ -133,6 +139,10 @@ async def play_out(script: list[tuple[str, int]], *, patient: bool) -> None:
                 assert item in play.done
             case StoreUnavailable() | Failed():
                 assert item in play.failed
+            case StoreOverloaded():
+                assert item not in play.done
+            case other:
+                raise AssertionError(other)
     assert len(play.done) == len(set(play.done))
     # It is as it was before.
     last = asyncio.create_task(play.shared.do(-1))
@@ -148,11 +158,12 @@ async def play_out(script: list[tuple[str, int]], *, patient: bool) -> None:
     script=[("ask", number) for number in (1, 1, 1, 3, 12)]
     + [("turn", 1), ("turn", 1), ("leave", 61)],
     patient=False,
+    most=None,
 )
-@hypothesis.given(steps, st.booleans())
+@hypothesis.given(steps, st.booleans(), st.one_of(st.none(), st.integers(1, 20)))
 def test_each_item_is_done_once_or_its_caller_told_and_nobody_waits_for_ever(
-    script: list[tuple[str, int]], patient: bool
+    script: list[tuple[str, int]], patient: bool, most: int | None
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharing, "_PATIENCE_S", 3600.0 if patient else 0.0)
-        asyncio.run(play_out(script, patient=patient))
+        asyncio.run(play_out(script, patient=patient, most=most))

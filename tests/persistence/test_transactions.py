@@ -90,6 +90,44 @@ async def test_invitations_that_come_together_share_transactions(
         assert list(world.session_row(session)["exclusive_goal_pairs"]) == ["ben"]
 
 
+async def test_invitations_to_one_session_share_transactions(
+    world: World, sessions: list[Session], transactions: list[int]
+) -> None:
+    """A hundred viewers want the same streamer; with one transaction each they stood in line."""
+    hot, viewers = sessions[0], [f"viewer{number}" for number in range(100)]
+
+    answers = await asyncio.gather(
+        *(world.invite(hot, viewer, request_id="the same for all") for viewer in viewers)
+    )
+
+    assert [code_of(answer) for answer in answers] == ["ok"] * 100
+    assert len(transactions) < 25
+    row = world.session_row(hot)
+    assert sorted(row["exclusive_goal_pairs"]) == sorted(viewers)
+    assert row["version"] == 101
+    for viewer, answer in zip(viewers, answers, strict=True):
+        goal = world.goal_row(goal_id_of(answer))
+        assert goal["conditions"] == {"session_id": hot.id, "exclusive_to": viewer}
+        assert row["exclusive_goal_pairs"][viewer] == {"trigger_exclusive_goal": goal["_id"]}
+        assert world.movements(goal_id_of(answer)) == ["hold"]
+
+
+async def test_of_invitations_that_share_a_turn_only_who_may_not_is_refused(
+    world: World, sessions: list[Session]
+) -> None:
+    """His invitation stands already, and the others' are put up all the same."""
+    hot = sessions[0]
+    await world.invited(hot, "ben")
+
+    answers = await asyncio.gather(
+        *(world.invite(hot, viewer) for viewer in ("cleo", "ben", "dora", "emil"))
+    )
+
+    codes = [code_of(answer) for answer in answers]
+    assert codes == ["ok", "already_invited", "ok", "ok"]
+    assert world.raw["escrow"].count_documents({}) == 4
+
+
 async def test_one_that_another_node_overtakes_is_refused_and_the_others_are_not(
     world: World, invited: list[str], steps: Steps
 ) -> None:
