@@ -28,7 +28,7 @@ def migrate(
     ] = False,
     indexes: Annotated[
         bool,
-        typer.Option("--indexes", help="Makes and drops indexes alone, and changes no document."),
+        typer.Option("--indexes", help="Makes missing indexes, and changes nothing else."),
     ] = False,
     batch_size: Annotated[
         int, typer.Option(min=1, max=10_000, help="Documents that are changed at a time.")
@@ -41,6 +41,7 @@ def migrate(
         await _make_indexes(store, console, dry_run=dry_run)
         if indexes:
             return 0
+        await _drop_indexes(store, console, dry_run=dry_run)
         return await _migrate(Migrator(store, batch_size=batch_size), console, dry_run=dry_run)
 
     if with_store(work, with_indexes=False):
@@ -49,23 +50,29 @@ def migrate(
 
 async def _make_indexes(store: Store, console: Console, *, dry_run: bool) -> None:
     missing = ", ".join(await missing_indexes(store))
-    replaced = ", ".join(await replaced_indexes(store))
     if dry_run:
         if missing:
             console.print(f"indexes to be made: {missing}", soft_wrap=True)
-        if replaced:
-            console.print(f"indexes to be dropped: {replaced}", soft_wrap=True)
         return
     if missing:
         console.print(f"making indexes: {missing}", soft_wrap=True)
     await make_indexes(store)
-    if replaced:
-        console.print(f"dropping indexes: {replaced}", soft_wrap=True)
-        try:
-            await drop_replaced_indexes(store)
-        except StoreUnavailable as error:
-            # They only cost time and room.
-            console.print(f"not dropped: {error}", soft_wrap=True)
+
+
+async def _drop_indexes(store: Store, console: Console, *, dry_run: bool) -> None:
+    """Not before the last old gateway has gone: one that starts makes its indexes again."""
+    replaced = ", ".join(await replaced_indexes(store))
+    if not replaced:
+        return
+    if dry_run:
+        console.print(f"indexes to be dropped: {replaced}", soft_wrap=True)
+        return
+    console.print(f"dropping indexes: {replaced}", soft_wrap=True)
+    try:
+        await drop_replaced_indexes(store)
+    except StoreUnavailable as error:
+        # They only cost time and room.
+        console.print(f"not dropped: {error}", soft_wrap=True)
 
 
 async def _migrate(migrator: Migrator, console: Console, *, dry_run: bool) -> int:

@@ -45,6 +45,8 @@ T = TypeVar("T")
 
 # How often PyMongo looks whether a connection that waits for an answer was given up.
 _LOOK_S: Final = 0.5
+# How long an answer that is late may still take to be read.
+_GRACE_S: Final = 0.01
 
 
 def mend_driver_wait() -> None:
@@ -78,8 +80,8 @@ async def _receive_message(
     if _csot.get_timeout():
         timeout_s = max(_csot.get_deadline() - time.monotonic(), 0)
     try:
-        async with asyncio.timeout(timeout_s) as patience:
-            watch = _Watch(conn, patience)
+        async with asyncio.timeout(None) as patience:
+            watch = _Watch(conn, patience, timeout_s)
             try:
                 data, op_code = await conn.conn.get_conn.read(request_id, max_message_size)
             finally:
@@ -95,20 +97,29 @@ async def _receive_message(
 
 
 class _Watch:
-    """Ends the patience for an answer when the pool gives its connection up."""
+    """Ends the patience for an answer: in time, or when the pool gives its connection up."""
 
-    __slots__ = ("_connection", "_patience", "_timer")
+    __slots__ = ("_conn", "_loop", "_over_at_s", "_patience", "_timer")
 
-    def __init__(self, connection: AsyncConnection, patience: asyncio.Timeout) -> None:
-        self._connection = connection
+    def __init__(
+        self, conn: AsyncConnection, patience: asyncio.Timeout, timeout_s: float | None
+    ) -> None:
+        self._conn = conn
         self._patience = patience
+        self._loop = asyncio.get_running_loop()
+        self._over_at_s = None if timeout_s is None else self._loop.time() + timeout_s
         self._look()
 
     def _look(self) -> None:
-        loop = asyncio.get_running_loop()
-        if self._connection.cancel_context.cancelled and not self._patience.expired():
-            self._patience.reschedule(loop.time())
-        self._timer = loop.call_later(_LOOK_S, self._look)
+        left_s = _LOOK_S if self._over_at_s is None else self._over_at_s - self._loop.time()
+        if left_s <= 0 or self._conn.cancel_context.cancelled:
+            # Where the loop has stood still, the answer may be here, and is read first.
+            self._timer = self._loop.call_later(_GRACE_S, self._over)
+        else:
+            self._timer = self._loop.call_later(min(left_s, _LOOK_S), self._look)
+
+    def _over(self) -> None:
+        self._patience.reschedule(self._loop.time())
 
     def stop(self) -> None:
         self._timer.cancel()

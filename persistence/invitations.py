@@ -26,7 +26,6 @@ from persistence.holds import Hold, Holds
 from persistence.intents import Answer, Delivery, Done, Intent, Refused
 from persistence.rows import goal_row, object_id
 from persistence.session_reads import of_invitations
-from persistence.sharing import Apart
 from persistence.transactions import Writes
 from persistence.views import goal_view
 from statemachine.goal import (
@@ -41,13 +40,14 @@ from statemachine.goal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from persistence.requests import RequestRecords
     from persistence.store import Row, Store
 
 _NO_SESSION = Refused("unknown_session", "There is no such session.")
+_INVITED_ALREADY = Refused("already_invited", "Your invitation to this streamer still stands.")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -65,6 +65,12 @@ class _Weighed(NamedTuple):
     session: Session
     decision: Decision
     now: datetime
+
+
+class _Unsaid(NamedTuple):
+    """A refusal that has not been written down yet, or found given before."""
+
+    refused: Refused
 
 
 class _Invitation(NamedTuple):
@@ -141,40 +147,51 @@ class Invitations:
             return await self._requests.refuse(intent, _NO_SESSION, self._store.clock.now())
         asked = _Asked(intent, session_id)
         if hold is not None:
-            return await self._invite_alone(asked, hold)
-        shared = self._store.turns.shared(session_id, self._invite_all)
-        return (await shared.do(asked))[asked]
+            found = await self._invite_alone(asked, hold)
+        else:
+            found = (await self._store.turns.share(session_id, asked, self._invite_all))[asked]
+        if isinstance(found, _Unsaid):
+            # A majority is asked once the next in line has the turn.
+            now = self._store.clock.now()
+            return await self._requests.refuse(intent, found.refused, now)
+        return found
 
-    async def _invite_all(self, asked: Sequence[_Asked]) -> dict[_Asked, Answer]:
+    async def _invite_all(self, asked: Sequence[_Asked]) -> dict[_Asked, Answer | _Unsaid]:
         """Puts up the invitations of several viewers to one Session, or one as any other."""
         if len(asked) == 1:
-            return {asked[0]: await self._invite_alone(asked[0])}
+            return {asked[0]: await self._invite_alone(asked[0], admitted=True)}
         session_id = asked[0].session_id
-        async with self._store.turns.session_turn(session_id) as line:
-            session, line.known = line.known, None
-            if session is None:
-                viewers = [each.intent.user_id for each in asked if each.intent.user_id]
-                session = await self._session(session_id, viewers)
-            else:
-                session = _for_others(session)
-            if session is None:
-                raise Apart
-            writes: list[_Invitation] = []
+        viewers = {each.intent.user_id for each in asked if each.intent.user_id}
+        async with self._store.turns.session_turn(session_id, admitted=True):
+            session = await self._session(session_id, viewers)
+            found: dict[_Asked, Answer | _Unsaid] = {}
+            writes: list[Writes] = []
             for each in asked:
-                weighed = self._decided(each.intent, session, ObjectId())
+                weighed = (
+                    self._decided(each.intent, session, ObjectId()) if session else _NO_SESSION
+                )
+                if not isinstance(weighed, Refused) and each.intent.user_id not in viewers:
+                    # He is there twice, and his first invitation stands by then.
+                    weighed = _INVITED_ALREADY
                 if isinstance(weighed, Refused):
-                    raise Apart
+                    found[each] = _Unsaid(weighed)
+                    continue
+                viewers.discard(each.intent.user_id)
                 reached(Step.AFTER_DECIDE, each.intent.command)
-                writes.append(self._invitation(each.intent, weighed, None))
-            await self._commits.transactions.together([each.writes for each in writes])
-            line.known = session
-        for each in asked:
-            reached(Step.AFTER_COMMIT, each.intent.command)
-        return {each: written.done for each, written in zip(asked, writes, strict=True)}
+                invitation = self._invitation(each.intent, weighed, None)
+                found[each] = invitation.done
+                writes.append(invitation.writes)
+            if writes:
+                await self._commits.transactions.together(writes)
+        for written in writes:
+            reached(Step.AFTER_COMMIT, written.command)
+        return found
 
-    async def _invite_alone(self, asked: _Asked, hold: Hold | None = None) -> Answer:
+    async def _invite_alone(
+        self, asked: _Asked, hold: Hold | None = None, *, admitted: bool = False
+    ) -> Answer | _Unsaid:
         intent = asked.intent
-        async with self._store.turns.session_turn(asked.session_id) as line:
+        async with self._store.turns.session_turn(asked.session_id, admitted=admitted) as line:
             while True:
                 # Others' invitations change nothing that this one is decided by, and the write
                 # is guarded by all of it: in a line of many only the first one reads.
@@ -182,7 +199,7 @@ class Invitations:
                 weighed = await self._weigh(intent, hold.goal_id if hold else ObjectId(), known)
                 if isinstance(weighed, Refused):
                     if known is None:
-                        break
+                        return _Unsaid(weighed)
                     continue
                 reached(Step.AFTER_DECIDE, intent.command)
                 try:
@@ -196,7 +213,6 @@ class Invitations:
                     return answer
                 line.known = weighed.session
                 return done
-        return await self._requests.refuse(intent, weighed, self._store.clock.now())
 
     async def _weigh(
         self, intent: Intent, goal_id: ObjectId, known: Session | None = None
@@ -205,7 +221,10 @@ class Invitations:
         assert intent.terms is not None
         assert intent.user_id is not None
         if known is not None:
-            return self._decided(intent, _for_others(known), goal_id)
+            # He may have a pair all the same; then the write finds it.
+            session: Session | None = known.model_copy(update={"exclusive_goal_pairs": {}})
+            assert session is not None
+            return self._decided(intent, session, goal_id)
         session_id = object_id(intent.terms.session_id)
         session = await self._session(session_id, [intent.user_id]) if session_id else None
         return self._decided(intent, session, goal_id) if session else _NO_SESSION
@@ -220,7 +239,7 @@ class Invitations:
             return Refused(decision.code, decision.message)
         pair = session.exclusive_goal_pairs.get(intent.user_id)
         if pair is not None and pair.trigger_exclusive_goal_ended is None:
-            return Refused("already_invited", "Your invitation to this streamer still stands.")
+            return _INVITED_ALREADY
         return _Weighed(goal, session, decision, now)
 
     def _new_goal(self, intent: Intent, session: Session, goal_id: ObjectId, now: datetime) -> Goal:
@@ -291,18 +310,9 @@ class Invitations:
         )
         return _Invitation(writes, done)
 
-    async def _session(self, session_id: ObjectId, viewers: Sequence[str]) -> Session | None:
+    async def _session(self, session_id: ObjectId, viewers: Iterable[str]) -> Session | None:
         row = await self._store.sessions.find_one({"_id": session_id}, of_invitations(viewers))
         return Session.model_validate(row) if row else None
-
-
-def _for_others(known: Session) -> Session:
-    """A Session as it is known to other viewers than those for whom it was read.
-
-    One may have a pair all the same; then the write finds it.
-    """
-    session: Session = known.model_copy(update={"exclusive_goal_pairs": {}})
-    return session
 
 
 def _guard(weighed: _Weighed) -> Row:

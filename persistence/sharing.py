@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from persistence.errors import StoreOverloaded, StoreUnavailable, in_short
 
@@ -28,16 +27,17 @@ _PATIENCE_S: Final = 0.2
 _TOO_MANY: Final = "too many commands wait for the database"
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """Of a line whose work is refused when it does not come to it in time.
+class Queue(Protocol):
+    """Bounds of a line whose work is refused when it does not come to it in time.
 
     Attributes:
-        most: how many may wait; one more is refused at once.
+        waiting: how many wait, in this line and whatever else the bounds are for.
+        most: how many may; one more is refused at once.
         patience_s: how long one may wait.
     """
 
-    most: int
+    waiting: int
+    most: float
     patience_s: float
 
 
@@ -71,7 +71,7 @@ class Shared(Generic[Item, Result]):
         self,
         together: Callable[[Sequence[Item]], Awaitable[Result]],
         at_once: int,
-        bounds: Bounds | None = None,
+        queue: Queue | None = None,
     ) -> None:
         """Bounds what is under way.
 
@@ -80,12 +80,12 @@ class Shared(Generic[Item, Result]):
                 may raise `Apart`. It runs in the task of one of the callers, so within that
                 one's deadline.
             at_once: goes under way from which on others wait and share.
-            bounds: none where there are bounds already; then who has waited long goes at once,
+            queue: none where there are bounds already; then who has waited long goes at once,
                 whatever is under way.
         """
         self._together = together
         self._at_once = at_once
-        self._bounds = bounds
+        self._queue = queue
         self._under_way = 0
         self._waiting: deque[_Waiting[Item, Result]] = deque()
 
@@ -101,16 +101,19 @@ class Shared(Generic[Item, Result]):
             StoreUnavailable: the go that it shared failed; whether it was done is not known.
             StoreOverloaded: too many wait, or for too long; nothing was done.
         """
-        bounds = self._bounds
-        if bounds is not None and len(self._waiting) >= bounds.most:
-            raise StoreOverloaded(_TOO_MANY)
+        begins = not self._waiting and self._under_way < self._at_once
+        queue = None if begins else self._queue
+        if queue is not None:
+            if queue.waiting >= queue.most:
+                raise StoreOverloaded(_TOO_MANY)
+            queue.waiting += 1
         loop = asyncio.get_running_loop()
         waiting: _Waiting[Item, Result] = _Waiting(item, loop.create_future())
         self._waiting.append(waiting)
-        if len(self._waiting) == 1 and self._under_way < self._at_once:
+        if begins:
             # After this turn of the loop: those who come in it, as after a go they shared, join.
             loop.call_soon(self._fill)
-        patience_s = _PATIENCE_S if bounds is None else bounds.patience_s
+        patience_s = _PATIENCE_S if self._queue is None else self._queue.patience_s
         out_of_patience = loop.call_later(patience_s, self._out_of_patience, waiting)
         try:
             told = await waiting.told
@@ -119,6 +122,8 @@ class Shared(Generic[Item, Result]):
             raise
         finally:
             out_of_patience.cancel()
+            if queue is not None:
+                queue.waiting -= 1
         return await self._go(item, told.others) if isinstance(told, _Yours) else told
 
     async def _go(self, item: Item, others: Sequence[_Waiting[Item, Result]]) -> Result:
@@ -173,7 +178,7 @@ class Shared(Generic[Item, Result]):
     def _out_of_patience(self, waiting: _Waiting[Item, Result]) -> None:
         if waiting not in self._waiting:
             return
-        if self._bounds is None:
+        if self._queue is None:
             self._next()
         elif not waiting.told.done():
             self._waiting.remove(waiting)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pymongo
 import structlog
 from beanie import init_beanie
-from pymongo import AsyncMongoClient, ReadPreference
+from pymongo import AsyncMongoClient, ReadPreference, _csot
 from pymongo.errors import DuplicateKeyError, PyMongoError, WriteError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
@@ -358,6 +358,8 @@ class Store:
                     read_preference=ReadPreference.PRIMARY,
                 )
             except (Conflict, DuplicateKeyError):
+                if _out_of_time():
+                    await self._end_transaction(session.session_id["id"])
                 raise
             except BaseException:
                 await self._end_transaction(session.session_id["id"])
@@ -397,6 +399,12 @@ class Store:
         # A context of its own: without the deadline and without the session.
         loop = asyncio.get_running_loop()
         await asyncio.shield(loop.create_task(end(), context=contextvars.Context()))
+
+
+def _out_of_time() -> bool:
+    """Whether the driver sends nothing more for want of time, an abort neither."""
+    left_s = _csot.remaining()
+    return left_s is not None and left_s <= 0
 
 
 def application_name(database: str, owner: str) -> str:

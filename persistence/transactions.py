@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bson.errors import InvalidDocument
-from pymongo.errors import DuplicateKeyError, PyMongoError, WriteError
+from pymongo.errors import DuplicateKeyError, OperationFailure, WriteError
 
 from persistence.documents import EscrowCall, EscrowEntry, Goal, RequestRecord, Session
 from persistence.errors import Conflict, StoreDamaged
@@ -78,13 +77,15 @@ class Transactions:
         return await self._shared.do(writes)
 
     async def together(self, shared: Sequence[Writes]) -> None:
-        """Writes several, in this order and in one transaction, or none of them.
+        """Writes several that want the same document, in this order and in one transaction.
+
+        Where another process wants it too, all of them would have to be repeated alone.
 
         Raises:
-            Apart: one of them can't be written with the others.
-            StoreUnavailable: the transaction failed; it may have been written.
+            Apart: one of them can't be written with the others; none is.
+            PyMongoError: the transaction failed; it may have been written.
         """
-        await self._commit(shared)
+        await self._commit(shared, as_one=True)
 
     async def alone(self, writes: Writes, then: Callable[[Lengths], Awaitable[T]]) -> T:
         """Writes it in a transaction of its own, and runs `then` inside; raises as `commit`."""
@@ -96,13 +97,14 @@ class Transactions:
 
         return await self._store.transact(body)
 
-    async def _commit(self, shared: Sequence[Writes]) -> Lengths:
+    async def _commit(self, shared: Sequence[Writes], *, as_one: bool = False) -> Lengths:
         async def body() -> Lengths:
             try:
                 lengths = await self._write(shared)
-            except PyMongoError as error:
+            except OperationFailure as error:
                 # The driver would repeat it for all; alone only those repeat it who have to.
-                if len(shared) > 1 and error.has_error_label("TransientTransactionError"):
+                transient = error.has_error_label("TransientTransactionError")
+                if transient and len(shared) > 1 and not as_one:
                     raise Conflict from error
                 raise
             for writes in shared:
@@ -111,9 +113,9 @@ class Transactions:
 
         try:
             return await self._store.transact(body)
-        except (Conflict, WriteError, StoreDamaged, InvalidDocument) as error:
-            # The last: each of them fits into a message, all together do not.
-            if len(shared) > 1:
+        except (Conflict, WriteError, StoreDamaged, ValueError, OverflowError) as error:
+            # The last two: what can't be encoded, or fits into a message only without the others.
+            if len(shared) > 1 or as_one:
                 raise Apart from error
             raise
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
 from persistence.errors import StoreOverloaded
-from persistence.sharing import Bounds, Shared
+from persistence.sharing import Shared
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -30,9 +30,6 @@ Result = TypeVar("Result")
 # What those who wait for one Session may take of the queue. Of 1,000 places it leaves one Session
 # 250, which is about what it is served within the time that one may wait; others find the rest.
 _SESSION_SHARE: Final = 0.25
-
-# One who has the Session and one who has it next; whoever comes behind them shares a turn.
-_AT_ONCE: Final = 2
 
 # A timer waits longer than commands do: who stands before it has had his turn or given up by then.
 _TIMER_PATIENCE: Final = 1.25
@@ -118,28 +115,43 @@ class Turns:
         timers.most, timers.patience_s = math.inf, patience_s * _TIMER_PATIENCE
         self._session_queue_size = max(1, int(queue_size * _SESSION_SHARE))
         self._lines: WeakValueDictionary[object, Line] = WeakValueDictionary()
-        self._bounds = Bounds(self._session_queue_size, patience_s)
         self._shared: WeakValueDictionary[object, Shared[Any, Any]] = WeakValueDictionary()
 
     @property
     def waiting(self) -> int:
         """How many wait."""
-        lanes = sum(queue.waiting for queue in self._queues.values())
-        return lanes + sum(shared.waiting for shared in self._shared.values())
+        return sum(queue.waiting for queue in self._queues.values())
 
-    def shared(
-        self, session_id: object, together: Callable[[Sequence[Item]], Awaitable[Result]]
-    ) -> Shared[Item, Result]:
-        """One kind of work on a Session that those who wait for it can do together.
+    async def share(
+        self,
+        session_id: object,
+        item: Item,
+        together: Callable[[Sequence[Item]], Awaitable[Result]],
+    ) -> Result:
+        """Does the item with those of others who want the same of the Session.
 
         Args:
             session_id: whose.
-            together: as for `Shared`; it takes the turn for all.
+            item: what is to be done.
+            together: as for `Shared`, the same for all; it takes the turn for them, `admitted`.
+
+        Raises:
+            StoreOverloaded: too many wait, or for too long; nothing was done.
         """
+        self._check_room(session_id)
         shared = self._shared.get(session_id)
         if shared is None:
-            shared = self._shared[session_id] = Shared(together, _AT_ONCE, self._bounds)
-        return shared
+            queue = self._queues[Lane.COMMANDS]
+            # One at a time has the Session anyway.
+            shared = self._shared[session_id] = Shared(together, at_once=1, queue=queue)
+        result: Result = await shared.do(item)
+        return result
+
+    def _check_room(self, session_id: object) -> None:
+        line, shared = self._lines.get(session_id), self._shared.get(session_id)
+        waiting = (line.waiting if line else 0) + (shared.waiting if shared else 0)
+        if waiting >= self._session_queue_size:
+            raise StoreOverloaded("too many commands wait for this session")
 
     def session_busy(self, session_id: object) -> bool:
         """Whether a command of this process is at work on the Session."""
@@ -173,18 +185,23 @@ class Turns:
 
     @asynccontextmanager
     async def session_turn(
-        self, session_id: object, lane: Lane = Lane.COMMANDS
+        self, session_id: object, lane: Lane = Lane.COMMANDS, *, admitted: bool = False
     ) -> AsyncIterator[Line]:
         """Waits for the Session, then for a place in front of the pool.
+
+        Args:
+            session_id: which.
+            lane: of the place.
+            admitted: who comes for those who `share` has let in.
 
         Raises:
             StoreOverloaded: one of the two queues is full, or the turn does not come in time.
         """
+        if not admitted and lane is not Lane.TIMERS:
+            self._check_room(session_id)
         line = self._lines.get(session_id)
         if line is None:
             line = self._lines[session_id] = Line()
-        if line.waiting >= self._session_queue_size and lane is not Lane.TIMERS:
-            raise StoreOverloaded("too many commands wait for this session")
         # One who waits is next when it is released, though it is nobody's for a moment.
         if line.lock.locked() or line.waiting:
             line.waiting += 1

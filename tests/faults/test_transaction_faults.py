@@ -193,6 +193,31 @@ async def test_what_lasts_is_unavailable_in_time_and_done_once_when_it_is_asked_
     await assert_agreed_once(world, goal_id)
 
 
+async def test_a_shared_transaction_that_hangs_leaves_nothing_locked(world: World) -> None:
+    """Neither for those who shared it nor for whoever wants their goals and Sessions next."""
+    invited = [
+        (f"streamer{number}", await world.invited(await world.session(f"streamer{number}")))
+        for number in range(STREAMERS)
+    ]
+    hangs = once(failCommands=["insert"], blockConnection=True, blockTimeMS=BLOCKED_MS)
+
+    with failing(world, **hangs):
+        answers = await asyncio.gather(
+            *(
+                world.ask(CommandName.AGREE, goal_id, by=streamer, request_id="one")
+                for streamer, goal_id in invited
+            ),
+            return_exceptions=True,
+        )
+
+    # Several shared it, else it would prove nothing.
+    assert sum(isinstance(answer, StoreUnavailable) for answer in answers) > 1
+    everything = {"q": {}, "u": {"$set": {"looked_at": True}}, "multi": True}
+    for collection in ("goals", "sessions"):
+        found = world.raw.command("update", collection, updates=[everything], maxTimeMS=1000)
+        assert found["n"] == STREAMERS
+
+
 async def test_an_invitation_whose_commit_nobody_knows_of_is_held_once(world: World) -> None:
     session = await world.session()
 

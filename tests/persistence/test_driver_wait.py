@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import pymongo
@@ -111,6 +112,18 @@ async def test_a_call_that_is_cancelled_ends_and_its_answer_is_never_anothers(
     with pytest.raises(asyncio.CancelledError):
         await calling
     assert "localTime" in await client.admin.command("hello")
+
+
+async def test_an_answer_that_came_while_the_process_stood_still_is_read(
+    client: AsyncMongoClient[dict[str, Any]],
+) -> None:
+    """What stood in its way was not MongoDB, and a commit that is done is not told as unknown."""
+    asyncio.get_running_loop().call_later(0.2, time.sleep, 0.8)
+
+    with pymongo.timeout(0.7):
+        answer = await slow(client, 0.5)
+
+    assert len(await answer.to_list()) == 1
 
 
 async def test_a_connection_that_the_pool_gives_up_ends_the_wait_for_its_answer(

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
 from persistence.errors import StoreOverloaded, StoreUnavailable
-from persistence.sharing import Apart, Bounds, Shared
+from persistence.sharing import Apart, Shared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+@dataclass
+class Line:
+    """Bounds of those who wait."""
+
+    most: float
+    patience_s: float
+    waiting: int = 0
+
+
 class Work:
     """Goes that end when the test says so, and what each was asked to do."""
 
-    def __init__(self, at_once: int = 1, bounds: Bounds | None = None) -> None:
+    def __init__(self, at_once: int = 1, queue: Line | None = None) -> None:
         self.goes: list[tuple[int, ...]] = []
         self.apart: set[int] = set()
         self.fails: set[int] = set()
         self.overloaded: set[int] = set()
         self.ends = asyncio.Semaphore(0)
         self.second = asyncio.Event()
-        self.shared = Shared(self.together, at_once, bounds)
+        self.shared = Shared(self.together, at_once, queue)
 
     async def together(self, items: Sequence[int]) -> tuple[int, ...]:
         self.goes.append(tuple(items))
@@ -161,7 +171,7 @@ async def test_who_shared_a_go_that_found_no_place_is_told_that_nothing_was_done
 
 
 async def test_one_more_than_may_wait_is_refused_at_once() -> None:
-    work = Work(bounds=Bounds(most=2, patience_s=3600))
+    work = Work(queue=Line(most=2, patience_s=3600))
     asked = await work.ask_in_turn(1, 2, 3, 4)
 
     with pytest.raises(StoreOverloaded):
@@ -171,13 +181,14 @@ async def test_one_more_than_may_wait_is_refused_at_once() -> None:
 
 
 async def test_where_there_are_bounds_who_waits_too_long_is_refused_and_never_done() -> None:
-    work = Work(bounds=Bounds(most=10, patience_s=0.05))
+    line = Line(most=10, patience_s=0.05)
+    work = Work(queue=line)
     asked = await work.ask_in_turn(1, 2, 3)
 
     for follower in asked[1:]:
         with pytest.raises(StoreOverloaded):
             await follower
-    assert work.shared.waiting == 0
+    assert work.shared.waiting == line.waiting == 0
     work.end(2)
     assert await asked[0] == (1,)
     assert await work.shared.do(4) == (4,)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from persistence import sharing
 from persistence.errors import StoreOverloaded, StoreUnavailable
-from persistence.sharing import Apart, Bounds, Shared
+from persistence.sharing import Apart, Shared
+from tests.persistence.test_sharing import Line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,13 +52,13 @@ class Play:
     """The goes, and what came of each."""
 
     under_way: list[Go] = field(default_factory=list)
-    bounds: Bounds | None = None
+    queue: Line | None = None
     done: list[int] = field(default_factory=list)
     failed: set[int] = field(default_factory=set)
     callers: list[asyncio.Task[list[int]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.shared = Shared(self.together, AT_ONCE, self.bounds)
+        self.shared = Shared(self.together, AT_ONCE, self.queue)
 
     async def together(self, items: Sequence[int]) -> list[int]:
         go = Go(list(items), asyncio.get_running_loop().create_future())
@@ -116,7 +117,7 @@ async def play_out(
     script: list[tuple[str, int]], *, patient: bool, most: int | None = None
 ) -> None:
     patience_s = 3600.0 if patient else 0.0
-    play = Play(bounds=None if most is None else Bounds(most, patience_s))
+    play = Play(queue=None if most is None else Line(most, patience_s))
     for what, number in script:
         await play.step(what, number)
     await turned()
@@ -145,6 +146,7 @@ async def play_out(
                 raise AssertionError(other)
     assert len(play.done) == len(set(play.done))
     # It is as it was before.
+    assert play.queue is None or play.queue.waiting == 0
     last = asyncio.create_task(play.shared.do(-1))
     await turned()
     assert [go.items for go in play.under_way] == [[-1]]

@@ -7,6 +7,7 @@ import secrets
 import time
 from typing import Any
 
+import pymongo
 import pytest
 from pymongo import MongoClient
 from pymongo.errors import (
@@ -216,6 +217,24 @@ async def test_a_transaction_that_runs_out_of_time_leaves_no_document_locked(
     with pytest.raises(StoreUnavailable):
         async with hasty.reading():
             await hasty.transact(body)
+
+    await assert_free(world)
+
+
+async def test_a_conflict_that_comes_when_the_time_is_over_leaves_no_document_locked(
+    world: World,
+) -> None:
+    """The driver sends no abort any more."""
+    store = world.node.store
+    world.raw["goal_records"].insert_one({"_id": "one", "count": 0})
+
+    async def body() -> None:
+        await store.goal_records.update_one({"_id": "one"}, {"$inc": {"count": 1}})
+        await asyncio.sleep(0.4)
+        raise Conflict
+
+    with pytest.raises(Conflict), pymongo.timeout(0.3):
+        await store.transact(body)
 
     await assert_free(world)
 

@@ -113,19 +113,29 @@ async def test_invitations_to_one_session_share_transactions(
 
 
 async def test_of_invitations_that_share_a_turn_only_who_may_not_is_refused(
-    world: World, sessions: list[Session]
+    world: World, sessions: list[Session], transactions: list[int]
 ) -> None:
-    """His invitation stands already, and the others' are put up all the same."""
+    """Two have invitations that stand already; the others' are put up together all the same."""
     hot = sessions[0]
-    await world.invited(hot, "ben")
+    for viewer in ("ben", "cleo"):
+        await world.invited(hot, viewer)
+    transactions.clear()
+    viewers = [f"viewer{number}" for number in range(14)]
+    viewers.insert(3, "ben")
+    viewers.insert(12, "cleo")
 
     answers = await asyncio.gather(
-        *(world.invite(hot, viewer) for viewer in ("cleo", "ben", "dora", "emil"))
+        *(world.invite(hot, viewer, request_id="again") for viewer in viewers)
     )
 
-    codes = [code_of(answer) for answer in answers]
-    assert codes == ["ok", "already_invited", "ok", "ok"]
-    assert world.raw["escrow"].count_documents({}) == 4
+    codes = dict(zip(viewers, map(code_of, answers), strict=True))
+    assert {viewer for viewer, code in codes.items() if code != "ok"} == {"ben", "cleo"}
+    assert codes["ben"] == codes["cleo"] == "already_invited"
+    assert world.raw["escrow"].count_documents({}) == 16
+    assert len(transactions) == 2
+    kept = world.raw["requests"].find_one({"_id": "cleo:again"})
+    assert kept is not None
+    assert kept["error"]["code"] == "already_invited"
 
 
 async def test_one_that_another_node_overtakes_is_refused_and_the_others_are_not(
