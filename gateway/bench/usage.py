@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -55,8 +56,10 @@ def _from_proc(pid: int) -> Usage:
     pages = int((root / "statm").read_text().split()[1])
     usage = Usage(time.clock_gettime(~pid << 3 | _WHOLE_PROCESS_CLOCK), pages * _PAGE_BYTES)
     for task in (root / "task").iterdir():
-        for child in (task / "children").read_text().split():
-            usage += _from_proc(int(child))
+        # A thread or a child that has ended meanwhile uses nothing more.
+        with contextlib.suppress(OSError):
+            for child in (task / "children").read_text().split():
+                usage += _from_proc(int(child))
     return usage
 
 
