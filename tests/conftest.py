@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import shutil
@@ -42,6 +43,12 @@ def pytest_configure() -> None:
     if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _ENOUGH_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
         os.environ["TMPDIR"] = tempfile.tempdir = str(_MEMORY)
+
+
+def pytest_collection_finish() -> None:
+    """What lives as long as the run is not looked at by each collection of what does not."""
+    gc.collect()
+    gc.freeze()
 
 
 def require(part_present: object, reason: str) -> None:
