@@ -107,6 +107,8 @@ class Network:
         line = asyncio.create_task(self._connect(target, reader, writer))
         self._lines.add(line)
         line.add_done_callback(self._lines.discard)
+        # One that is cancelled before it has begun closes nothing itself.
+        line.add_done_callback(lambda _: writer.close())
 
     async def _connect(
         self, target: Member, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
