@@ -20,7 +20,13 @@ import pymongo
 import structlog
 from beanie import init_beanie
 from pymongo import AsyncMongoClient, ReadPreference, _csot
-from pymongo.errors import DuplicateKeyError, PyMongoError, WriteError
+from pymongo.errors import (
+    ConnectionFailure,
+    DuplicateKeyError,
+    OperationFailure,
+    PyMongoError,
+    WriteError,
+)
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -61,8 +67,9 @@ _DRIVER_SHARE = 0.9
 # What a command may wait of it for its Session, and for a place in front of the pool, before it
 # is refused as one too many.
 _WAITING_SHARE = 0.4
-# How long a transaction that ran out of time may take to be ended.
+# How long is waited until a transaction that ran out of time is ended, and for the next attempt.
 _END_TRANSACTION_S = 0.25
+_END_AGAIN_S = 0.05
 
 
 _in_transaction: ContextVar[bool] = ContextVar("duet_in_transaction", default=False)
@@ -136,6 +143,7 @@ class Store:
         self.owner = owner
         self._client = client
         self._logins = Logins(client)
+        self._endings: set[asyncio.Task[None]] = set()
         self._database = client.get_database(database)
         # Inside a transaction a write may not name its own write concern; alone it must.
         self._joining = _Collections.of(self._database)
@@ -277,6 +285,11 @@ class Store:
 
     async def close(self) -> None:
         """Closes every connection."""
+        endings = tuple(self._endings)
+        for ending in endings:
+            ending.cancel()
+        if endings:
+            await asyncio.wait(endings)
         await self._client.close()
 
     async def follow_time(self) -> None:
@@ -387,18 +400,26 @@ class Store:
         """Ends what a transaction that ran out of time may have left open on the server.
 
         The deadline that has passed holds for the driver's own abort too: that fails, silently,
-        and the documents would stay locked. So this is asked without it, for a moment only; what
-        it misses `persistence.abandoned` finds.
+        and the documents would stay locked. So this is asked without it. The caller waits a moment
+        for it; while MongoDB can't be reached it is tried on, for another command's time. What it
+        misses `persistence.abandoned` finds.
         """
 
         async def end() -> None:
-            with contextlib.suppress(PyMongoError, TimeoutError):
-                async with asyncio.timeout(_END_TRANSACTION_S):
-                    await self._client.admin.command("killSessions", [{"id": session_id}])
+            with contextlib.suppress(OperationFailure, TimeoutError):
+                async with asyncio.timeout(self.options.deadline_s):
+                    while True:
+                        with contextlib.suppress(ConnectionFailure):
+                            await self._client.admin.command("killSessions", [{"id": session_id}])
+                            return
+                        await asyncio.sleep(_END_AGAIN_S)
 
         # A context of its own: without the deadline and without the session.
         loop = asyncio.get_running_loop()
-        await asyncio.shield(loop.create_task(end(), context=contextvars.Context()))
+        ending = loop.create_task(end(), context=contextvars.Context())
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+        await asyncio.wait({ending}, timeout=_END_TRANSACTION_S)
 
 
 def _out_of_time() -> bool:

@@ -157,12 +157,13 @@ async def test_a_goal_is_written_the_same_whether_its_outbox_was_empty_or_is_no_
         write.set_fields.pop("exclusive_goal", None)
         goals.replace_one({"_id": GOAL_ID}, goal_row(before), upsert=True)
         assert goals.update_one(write.guard, write.update()).matched_count == 1
-        written.append(world.goal_row(str(GOAL_ID)))
+        row = world.goal_row(str(GOAL_ID))
+        assert [each["event_id"] for each in row["outbox"]] == [
+            entry.event_id for entry in write.entries
+        ]
+        written.append(row)
 
     assert written[0] == written[1]
-    assert [entry["event_id"] for entry in written[0]["outbox"]] == [
-        entry.event_id for entry in write.entries
-    ]
 
 
 async def test_new_entries_stand_behind_those_that_wait_and_leave_them_to_whoever_has_them(
