@@ -12,12 +12,11 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
-import pymongo
 import pytest
 from pymongo import MongoClient
 
 from persistence.abandoned import AbandonedTransactions
-from persistence.errors import Conflict, StoreUnavailable
+from persistence.errors import StoreUnavailable
 from persistence.intents import Done
 from persistence.store import application_name
 from statemachine.goal import CommandName
@@ -217,35 +216,6 @@ async def test_a_shared_transaction_that_hangs_leaves_nothing_locked(world: Worl
     for collection in ("goals", "sessions"):
         found = world.raw.command("update", collection, updates=[everything], maxTimeMS=1000)
         assert found["n"] == STREAMERS
-
-
-async def test_what_ran_out_of_time_is_ended_though_the_connections_break_meanwhile(
-    world: World,
-) -> None:
-    """The driver has to find the server again first, which takes longer than anyone waits for."""
-    goal_id = await world.invited(await world.session())
-    key = world.goal_row(goal_id)["_id"]
-    store = world.node.store
-
-    async def body() -> None:
-        await store.goals.update_one({"_id": key}, {"$set": {"progress": 0}})
-        await asyncio.sleep(0.4)
-        raise Conflict
-
-    with (
-        failing(world, "alwaysOn", failCommands=["killSessions"], closeConnection=True),
-        pytest.raises(Conflict),
-        pymongo.timeout(0.3),
-    ):
-        await store.transact(body)
-    # Others' time, as far as MongoDB is concerned: it would keep an open transaction for 60 s.
-    free = {"q": {"_id": key}, "u": {"$set": {"progress": 1}}}
-    found = await asyncio.to_thread(
-        world.raw.command, "update", "goals", updates=[free], maxTimeMS=5000
-    )
-
-    assert found["n"] == 1
-    assert world.goal_row(goal_id)["progress"] == 1
 
 
 async def test_an_invitation_whose_commit_nobody_knows_of_is_held_once(world: World) -> None:

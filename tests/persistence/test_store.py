@@ -10,6 +10,7 @@ from typing import Any
 import pymongo
 import pytest
 from pymongo import MongoClient
+from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import (
     AutoReconnect,
     DuplicateKeyError,
@@ -227,6 +228,32 @@ async def test_a_conflict_that_comes_when_the_time_is_over_leaves_no_document_lo
     """The driver sends no abort any more."""
     store = world.node.store
     world.raw["goal_records"].insert_one({"_id": "one", "count": 0})
+
+    async def body() -> None:
+        await store.goal_records.update_one({"_id": "one"}, {"$inc": {"count": 1}})
+        await asyncio.sleep(0.4)
+        raise Conflict
+
+    with pytest.raises(Conflict), pymongo.timeout(0.3):
+        await store.transact(body)
+
+    await assert_free(world)
+
+
+async def test_what_ran_out_of_time_is_ended_when_mongodb_can_be_reached_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection broke amid it, and to find the server again takes longer than anyone waits."""
+    store = world.node.store
+    world.raw["goal_records"].insert_one({"_id": "one", "count": 0})
+    ask, reachable_at_s = AsyncDatabase.command, time.monotonic() + 1.0
+
+    async def command(database: Any, what: Any, *arguments: Any, **named: Any) -> Any:
+        if what == "killSessions" and time.monotonic() < reachable_at_s:
+            raise AutoReconnect("connection closed")
+        return await ask(database, what, *arguments, **named)
+
+    monkeypatch.setattr(AsyncDatabase, "command", command)
 
     async def body() -> None:
         await store.goal_records.update_one({"_id": "one"}, {"$inc": {"count": 1}})
