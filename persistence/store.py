@@ -23,7 +23,6 @@ from pymongo import AsyncMongoClient, ReadPreference, _csot
 from pymongo.errors import (
     ConnectionFailure,
     DuplicateKeyError,
-    OperationFailure,
     PyMongoError,
     WriteError,
 )
@@ -406,7 +405,7 @@ class Store:
         """
 
         async def end() -> None:
-            with contextlib.suppress(OperationFailure, TimeoutError):
+            with contextlib.suppress(PyMongoError, TimeoutError):
                 async with asyncio.timeout(self.options.deadline_s):
                     while True:
                         with contextlib.suppress(ConnectionFailure):

@@ -222,12 +222,8 @@ async def test_a_transaction_that_runs_out_of_time_leaves_no_document_locked(
     await assert_free(world)
 
 
-async def test_a_conflict_that_comes_when_the_time_is_over_leaves_no_document_locked(
-    world: World,
-) -> None:
-    """The driver sends no abort any more."""
-    store = world.node.store
-    world.raw["goal_records"].insert_one({"_id": "one", "count": 0})
+async def conflict_out_of_time(store: Store) -> None:
+    """A transaction that has written when it finds its conflict, and its time is over."""
 
     async def body() -> None:
         await store.goal_records.update_one({"_id": "one"}, {"$inc": {"count": 1}})
@@ -236,6 +232,16 @@ async def test_a_conflict_that_comes_when_the_time_is_over_leaves_no_document_lo
 
     with pytest.raises(Conflict), pymongo.timeout(0.3):
         await store.transact(body)
+
+
+async def test_a_conflict_that_comes_when_the_time_is_over_leaves_no_document_locked(
+    world: World,
+) -> None:
+    """The driver sends no abort any more."""
+    store = world.node.store
+    world.raw["goal_records"].insert_one({"_id": "one", "count": 0})
+
+    await conflict_out_of_time(store)
 
     await assert_free(world)
 
@@ -255,13 +261,7 @@ async def test_what_ran_out_of_time_is_ended_when_mongodb_can_be_reached_again(
 
     monkeypatch.setattr(AsyncDatabase, "command", command)
 
-    async def body() -> None:
-        await store.goal_records.update_one({"_id": "one"}, {"$inc": {"count": 1}})
-        await asyncio.sleep(0.4)
-        raise Conflict
-
-    with pytest.raises(Conflict), pymongo.timeout(0.3):
-        await store.transact(body)
+    await conflict_out_of_time(store)
 
     await assert_free(world)
 
