@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     ] = "duet"
     mongodb_pool_size: Annotated[
         int, Field(ge=1, le=1_000, description="Connections to MongoDB per process.")
-    ] = 32
+    ] = 64
     redis_url: Annotated[
         Text | None,
         Field(repr=False, description="Redis or Valkey, `redis://…`, `rediss://…` or `unix://…`."),

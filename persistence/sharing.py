@@ -7,6 +7,7 @@ end, and share the next go. Nobody waits for company.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Items of one go. With more an agreement would cost a little less; but all wait for the slowest,
-# and what a process holds that is killed amid a transaction stays locked for a moment.
-_AT_MOST: Final = 8
+# Items that one go may always take. It takes more of many, so that each pays less; but all wait for
+# the slowest, and what a process holds that is killed amid a transaction stays locked for a moment.
+_ALWAYS: Final = 8
+_AT_MOST: Final = 16
 # Who has waited so long goes at once: what is under way may be stuck.
 _PATIENCE_S: Final = 0.2
 
@@ -86,7 +88,8 @@ class Shared(Generic[Item, Result]):
         self._together = together
         self._at_once = at_once
         self._queue = queue
-        self._under_way = 0
+        self._goes_under_way = 0
+        self._items_under_way = 0
         self._waiting: deque[_Waiting[Item, Result]] = deque()
 
     @property
@@ -101,7 +104,7 @@ class Shared(Generic[Item, Result]):
             StoreUnavailable: the go that it shared failed; whether it was done is not known.
             StoreOverloaded: too many wait, or for too long; nothing was done.
         """
-        begins = not self._waiting and self._under_way < self._at_once
+        begins = not self._waiting and self._goes_under_way < self._at_once
         queue = None if begins else self._queue
         if queue is not None:
             if queue.waiting >= queue.most:
@@ -150,19 +153,19 @@ class Shared(Generic[Item, Result]):
                     return result
             return await self._together([item])
         finally:
-            self._release()
-
-    def _release(self) -> None:
-        self._under_way -= 1
-        self._fill()
+            self._ended(others)
+            self._fill()
 
     def _fill(self) -> None:
         """Begins goes of those who wait, the first first."""
-        while self._waiting and self._under_way < self._at_once:
+        while self._waiting and self._goes_under_way < self._at_once:
             self._next()
 
     def _next(self) -> None:
-        count = min(len(self._waiting), _AT_MOST)
+        # As many as each go would have of all that are here: one that took everybody would leave
+        # the others of those that may be under way without work.
+        share = math.ceil((len(self._waiting) + self._items_under_way) / self._at_once)
+        count = min(len(self._waiting), max(_ALWAYS, min(share, _AT_MOST)))
         taken = _still_there([self._waiting.popleft() for _ in range(count)])
         if taken:
             # He who came last has the most of his time left, and others depend on it.
@@ -172,8 +175,13 @@ class Shared(Generic[Item, Result]):
     def _tell(self, waiting: _Waiting[Item, Result], others: list[_Waiting[Item, Result]]) -> None:
         """Lets a caller begin a go."""
         if not waiting.told.done():
-            self._under_way += 1
+            self._goes_under_way += 1
+            self._items_under_way += 1 + len(others)
             waiting.told.set_result(_Yours(others))
+
+    def _ended(self, others: Sequence[_Waiting[Item, Result]]) -> None:
+        self._goes_under_way -= 1
+        self._items_under_way -= 1 + len(others)
 
     def _out_of_patience(self, waiting: _Waiting[Item, Result]) -> None:
         if waiting not in self._waiting:
@@ -191,7 +199,7 @@ class Shared(Generic[Item, Result]):
         told = waiting.told.result()
         if isinstance(told, _Yours):
             self._waiting.extendleft(reversed(told.others))
-            self._under_way -= 1
+            self._ended(told.others)
             # Whatever is under way: their patience may be over, and nothing would tell it again.
             self._next()
             self._fill()

@@ -111,8 +111,8 @@ class StoreOptions:
         lease_s: how long a claim of an outbox or a deadline lasts.
     """
 
-    pool_size: int = 32
-    concurrency: int = 16
+    pool_size: int = 64
+    concurrency: int = 32
     at_once: int = 2
     queue_size: int = 1000
     deadline_s: float = 2.0

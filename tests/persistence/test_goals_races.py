@@ -413,13 +413,13 @@ async def test_who_stands_in_line_is_refused_when_the_stream_is_taken_or_ends_me
         )
 
     steps.once(Step.AFTER_COMMIT, "invite", another_node_writes_the_session)
-    viewers = [f"viewer{number}" for number in range(12)]
+    viewers = [f"viewer{number}" for number in range(20)]
 
     answers = await asyncio.gather(*(world.invite(session, viewer) for viewer in viewers))
 
-    # Eight share the first turn.
-    assert [code_of(answer) for answer in answers] == ["ok"] * 8 + [code] * 4
-    assert list(world.session_row(session)["exclusive_goal_pairs"]) == viewers[:8]
+    # Sixteen share the first turn.
+    assert [code_of(answer) for answer in answers] == ["ok"] * 16 + [code] * 4
+    assert list(world.session_row(session)["exclusive_goal_pairs"]) == viewers[:16]
 
 
 async def test_of_those_who_share_a_turn_none_is_invited_to_a_stream_that_ends_meanwhile(

@@ -110,15 +110,26 @@ async def test_as_many_goes_are_under_way_as_are_allowed() -> None:
     await asyncio.gather(*asked)
 
 
-async def test_a_go_has_eight_items_at_most() -> None:
+async def test_a_go_has_sixteen_items_at_most() -> None:
     work = Work()
     asked = await work.ask_in_turn(*range(40))
 
-    work.end(6)
+    work.end(4)
     await asyncio.gather(*asked)
 
-    assert [len(go) for go in work.goes] == [1, 8, 8, 8, 8, 7]
+    assert [len(go) for go in work.goes] == [1, 16, 16, 7]
     assert [item for go in work.goes for item in go] == list(range(40))
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(13, [1, 1, 8, 3]), (24, [1, 1, 12, 10])])
+async def test_of_many_a_go_leaves_the_next_one_its_share(count: int, sizes: list[int]) -> None:
+    work = Work(at_once=2)
+    asked = await work.ask_in_turn(*range(count))
+
+    work.end(4)
+    await asyncio.gather(*asked)
+
+    assert [len(go) for go in work.goes] == sizes
 
 
 async def test_what_can_not_be_done_together_is_done_one_by_one() -> None:

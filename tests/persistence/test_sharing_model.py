@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 AT_ONCE = 2
-AT_MOST = 8
+AT_MOST = 16
 # Of a go: done, refused for the company it has, failed, or without a place.
 ENDS = ("done", "apart", "failed", "overloaded")
 TURNS = 30
 
 steps = st.lists(
     st.one_of(
-        st.tuples(st.just("ask"), st.integers(1, 12)),
+        st.tuples(st.just("ask"), st.integers(1, 24)),
         st.tuples(st.just("leave"), st.integers(0, 99)),
         st.tuples(st.sampled_from(ENDS), st.integers(0, 99)),
         st.tuples(st.just("turn"), st.integers(1, 4)),
@@ -146,12 +146,18 @@ async def play_out(
                 raise AssertionError(other)
     assert len(play.done) == len(set(play.done))
     # It is as it was before.
-    assert play.queue is None or play.queue.waiting == 0
-    last = asyncio.create_task(play.shared.do(-1))
-    await turned()
-    assert [go.items for go in play.under_way] == [[-1]]
-    play.end(0, "done")
-    assert await last == [-1]
+    if play.queue is not None:
+        assert play.queue.waiting == 0
+        play.queue.most = 25
+    again = {1: [1], 24: [12, 12], 25: [13, 12]} if patient else {1: [1]}
+    for count, sizes in again.items():
+        last = [asyncio.create_task(play.shared.do(-number)) for number in range(count)]
+        await turned()
+        assert [len(go.items) for go in play.under_way] == sizes
+        while play.under_way:
+            play.end(0, "done")
+            await turned()
+        assert all(task.done() and task.exception() is None for task in last)
 
 
 # What was found once: he who was given the go for the last ones left in the same turn, and nobody
