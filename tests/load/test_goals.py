@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from bson import ObjectId
-from pymongo import UpdateOne
+from pymongo import AsyncMongoClient, UpdateOne
 
 from gateway.deadline_loop import DeadlineLoop
 from gateway.tasks import Tasks
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
     from pymongo import MongoClient
+    from pymongo.asynchronous.client_session import AsyncClientSession
 
     from persistence.deadlines import DueGoal
     from tests.persistence.world import Node
@@ -95,6 +96,36 @@ async def test_agreements_a_second_on_distinct_sessions(world: World, callers: i
 
     each_ms = cpu_s / DISTINCT * 1000
     tell(f"agreements, {callers} callers: {DISTINCT / took_s:.0f}/s, {each_ms:.2f} ms CPU each")
+
+
+async def test_what_the_driver_alone_makes_of_three_writes(
+    mongodb_url: str, mongodb_database_name: str
+) -> None:
+    """A yardstick for the day of the machine: a transaction each, nothing of Duet's."""
+    pairs = [(ObjectId(), ObjectId()) for _ in range(DISTINCT)]
+    async with AsyncMongoClient[dict[str, Any]](mongodb_url, w="majority") as client:
+        database = client[mongodb_database_name]
+        await database["goals"].insert_many([{"_id": goal, "version": 1} for goal, _ in pairs])
+        await database["sessions"].insert_many([{"_id": own, "version": 1} for _, own in pairs])
+
+        async def agree(goal: ObjectId, own: ObjectId) -> None:
+            async def body(within: AsyncClientSession) -> None:
+                for name, key in (("goals", goal), ("sessions", own)):
+                    written = await database[name].update_one(
+                        {"_id": key, "version": 1}, {"$inc": {"version": 1}}, session=within
+                    )
+                    assert written.modified_count == 1
+                await database["outbox"].insert_one({"goal": goal}, session=within)
+
+            async with client.start_session() as session:
+                await session.with_transaction(body)
+
+        began_at_s, cpu_s = time.monotonic(), time.process_time()
+        await in_parallel(16, (lambda pair=pair: agree(*pair) for pair in pairs))  # type: ignore[misc]
+        took_s, cpu_s = time.monotonic() - began_at_s, time.process_time() - cpu_s
+
+    each_ms = cpu_s / DISTINCT * 1000
+    tell(f"the driver alone, 16 callers: {DISTINCT / took_s:.0f}/s, {each_ms:.2f} ms CPU each")
 
 
 async def test_one_hot_session_with_64_callers(world: World) -> None:
