@@ -18,8 +18,8 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-# For links to MongoDB and Redis that are made again, for calls of webhooks and the payment service.
-KEPT_FREE: Final = 64
+# For links to MongoDB (a pool of 64) and Redis, for calls of webhooks and the payment service.
+KEPT_FREE: Final = 128
 # No two lines about newcomers that are sent away come closer together.
 _SAY_EVERY_S: Final = 10.0
 

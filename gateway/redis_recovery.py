@@ -169,14 +169,21 @@ class Recovery:
         after = packed(
             "XRANGE", self._key, f"({position.ms}-{position.number}", "+", "COUNT", _PAGE
         )
-        asked = self._commands.send(self._newest() + after, 2, all_or_none=True)
+        oldest_one = packed("XRANGE", self._key, "-", "+", "COUNT", 1)
+        length_of_it = packed("XLEN", self._key)
+        asked = self._commands.send(
+            self._newest() + oldest_one + length_of_it + after, 4, all_or_none=True
+        )
         newest: list[_Entry]
+        oldest: list[_Entry]
         entries: list[_Entry]
-        newest, entries = await asked
+        newest, oldest, length, entries = await asked
         if newest and Position.of(newest[0][0]) < position:
             # Another Redis, or one whose clock was set back: nothing in it was heard here.
             self._position = _BEGINNING
             return await self._behind(_BEGINNING)
+        if length >= _ENTRIES_MAX and Position.of(oldest[0][0]) > position:
+            log.error("broker_gap_not_filled", why="more was told meanwhile than Redis keeps")
         return entries
 
     def _newest(self) -> bytes:

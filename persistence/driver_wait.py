@@ -2,7 +2,7 @@
 
 For each answer PyMongo makes two tasks, one that reads and one that looks twice a second whether
 the connection was given up. One in the caller's own task and a timer do the same; a tenth of what
-a command costs a process is saved.
+a command costs a process is saved. Only the release whose inside is known is mended so.
 
 On Python 3.11 PyMongo waits for its pool by `asyncio.wait_for(condition.wait(), timeout)`. Before
 Python 3.12 that runs `wait` in a task of its own. When the caller is cancelled while that task
@@ -26,6 +26,7 @@ import time
 from types import ModuleType
 from typing import TYPE_CHECKING, Final, TypeVar
 
+import pymongo
 import pymongo.asynchronous.pool
 import pymongo.lock
 import pymongo.network_layer
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# The release of PyMongo whose reading is known here.
+_KNOWN: Final = (4, 20)
 # How often PyMongo looks whether a connection that waits for an answer was given up.
 _LOOK_S: Final = 0.5
 # How long an answer that is late may still take to be read.
@@ -51,7 +54,9 @@ _GRACE_S: Final = 0.01
 
 def mend_driver_wait() -> None:
     """Lets PyMongo wait in the caller's own task."""
-    pymongo.asynchronous.pool.async_receive_message = _receive_message  # type: ignore[attr-defined]
+    if pymongo.version_tuple[:2] == _KNOWN:
+        pool = pymongo.asynchronous.pool
+        pool.async_receive_message = _receive_message  # type: ignore[attr-defined]
     if sys.version_info >= (3, 12):
         return
     mended = ModuleType("asyncio")

@@ -203,7 +203,7 @@ class Goals:
 
 def lane_of(intent: Intent) -> Lane:
     """The lane in which a command goes: what is due does not wait behind a flood of what is not."""
-    return Lane.TIMERS if intent.role is Role.TIMER else Lane.COMMANDS
+    return Lane.TIMERS if intent.role in {Role.TIMER, Role.SYSTEM} else Lane.COMMANDS
 
 
 def _another_show(error: DuplicateKeyError) -> bool:

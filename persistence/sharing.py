@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+
+from pymongo import _csot
 
 from persistence.errors import StoreOverloaded, StoreUnavailable, in_short
 
@@ -50,11 +53,13 @@ class Apart(Exception):
 class _Waiting(Generic[Item, Result]):
     """An item, and the future by which its caller is told what came of it, or to do it."""
 
-    __slots__ = ("item", "told")
+    __slots__ = ("deadline_s", "item", "told")
 
     def __init__(self, item: Item, told: asyncio.Future[Result | _Yours[Item, Result]]) -> None:
         self.item = item
         self.told = told
+        # That of the driver's calls, by the monotonic clock; infinite without one.
+        self.deadline_s = _csot.get_deadline()
 
 
 class _Yours(Generic[Item, Result]):
@@ -166,11 +171,18 @@ class Shared(Generic[Item, Result]):
         # the others of those that may be under way without work.
         share = math.ceil((len(self._waiting) + self._items_under_way) / self._at_once)
         count = min(len(self._waiting), max(_ALWAYS, min(share, _AT_MOST)))
-        taken = _still_there([self._waiting.popleft() for _ in range(count)])
-        if taken:
-            # He who came last has the most of his time left, and others depend on it.
-            leader = taken.pop()
-            self._tell(leader, taken)
+        taken: list[_Waiting[Item, Result]] = []
+        while self._waiting and len(taken) < count:
+            if not (waiting := self._waiting.popleft()).told.done():
+                taken.append(waiting)
+        self._begin(taken)
+
+    def _begin(self, items: list[_Waiting[Item, Result]]) -> None:
+        """Lets one of them begin a go of all."""
+        if items:
+            # He who has the most of his time left, for the others depend on it.
+            leader = max(reversed(items), key=attrgetter("deadline_s"))
+            self._tell(leader, [each for each in items if each is not leader])
 
     def _tell(self, waiting: _Waiting[Item, Result], others: list[_Waiting[Item, Result]]) -> None:
         """Lets a caller begin a go."""
@@ -193,15 +205,13 @@ class Shared(Generic[Item, Result]):
             waiting.told.set_exception(StoreOverloaded(_TOO_MANY))
 
     def _gone(self, waiting: _Waiting[Item, Result]) -> None:
-        """Hands a go that its caller had been given, and did not begin, to the next."""
+        """Hands a go that its caller had been given, and did not begin, to another of it."""
         if waiting.told.cancelled() or waiting.told.exception() is not None:
             return
         told = waiting.told.result()
         if isinstance(told, _Yours):
-            self._waiting.extendleft(reversed(told.others))
             self._ended(told.others)
-            # Whatever is under way: their patience may be over, and nothing would tell it again.
-            self._next()
+            self._begin(_still_there(told.others))
             self._fill()
 
 

@@ -361,21 +361,23 @@ class Store:
             finally:
                 _in_transaction.reset(token)
 
-        async with self._client.start_session() as session:
-            try:
-                return await session.with_transaction(
-                    joined,
-                    read_concern=ReadConcern("snapshot"),
-                    write_concern=WriteConcern("majority"),
-                    read_preference=ReadPreference.PRIMARY,
-                )
-            except (Conflict, DuplicateKeyError):
-                if _out_of_time():
-                    await self._end_transaction(session.session_id["id"])
-                raise
-            except BaseException:
-                await self._end_transaction(session.session_id["id"])
-                raise
+        session = self._client.start_session()
+        open_on_server = False
+        try:
+            return await session.with_transaction(
+                joined,
+                read_concern=ReadConcern("snapshot"),
+                write_concern=WriteConcern("majority"),
+                read_preference=ReadPreference.PRIMARY,
+            )
+        except (Conflict, DuplicateKeyError):
+            open_on_server = _out_of_time()
+            raise
+        except BaseException:
+            open_on_server = True
+            raise
+        finally:
+            await (self._end_transaction(session) if open_on_server else session.end_session())
 
     async def write(self, command: Row) -> int:
         """Sends `insert` or `update` as it is, inside a transaction.
@@ -395,8 +397,11 @@ class Store:
             raise kind(error["errmsg"], error["code"], error)
         return int(answer["n"])
 
-    async def _end_transaction(self, session_id: object) -> None:
+    async def _end_transaction(self, session: AsyncClientSession) -> None:
         """Ends what a transaction that ran out of time may have left open on the server.
+
+        Only then the session: the driver lends its id to the next one, whose transaction would be
+        ended in its stead.
 
         The deadline that has passed holds for the driver's own abort too: that fails, silently,
         and the documents would stay locked. So this is asked without it. The caller waits a moment
@@ -404,14 +409,21 @@ class Store:
         misses `persistence.abandoned` finds.
         """
 
+        async def kill() -> None:
+            while True:
+                with contextlib.suppress(ConnectionFailure):
+                    named = [{"id": session.session_id["id"]}]
+                    await self._client.admin.command("killSessions", named)
+                    return
+                await asyncio.sleep(_END_AGAIN_S)
+
         async def end() -> None:
-            with contextlib.suppress(PyMongoError, TimeoutError):
-                async with asyncio.timeout(self.options.deadline_s):
-                    while True:
-                        with contextlib.suppress(ConnectionFailure):
-                            await self._client.admin.command("killSessions", [{"id": session_id}])
-                            return
-                        await asyncio.sleep(_END_AGAIN_S)
+            try:
+                with contextlib.suppress(PyMongoError, TimeoutError):
+                    async with asyncio.timeout(self.options.deadline_s):
+                        await kill()
+            finally:
+                await session.end_session()
 
         # A context of its own: without the deadline and without the session.
         loop = asyncio.get_running_loop()

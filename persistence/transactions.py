@@ -8,8 +8,9 @@ is, and each is tried again alone: nobody is refused for another.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from bson.errors import InvalidDocument
 from pymongo.errors import DuplicateKeyError, OperationFailure, WriteError
 
 from persistence.documents import EscrowCall, EscrowEntry, Goal, RequestRecord, Session
@@ -30,6 +31,16 @@ T = TypeVar("T")
 
 # A filter and an update.
 Update = tuple[dict[str, Any], Any]
+# What says that one can't be written, or not with the others: the last three are what can't be
+# encoded, or fits into a message only alone.
+_ONES_OWN: Final = (
+    Conflict,
+    WriteError,
+    StoreDamaged,
+    ValueError,
+    OverflowError,
+    InvalidDocument,
+)
 # How long outboxes are.
 Lengths = dict["ObjectId", int]
 
@@ -113,8 +124,7 @@ class Transactions:
 
         try:
             return await self._store.transact(body)
-        except (Conflict, WriteError, StoreDamaged, ValueError, OverflowError) as error:
-            # The last two: what can't be encoded, or fits into a message only without the others.
+        except _ONES_OWN as error:
             if len(shared) > 1 or as_one:
                 raise Apart from error
             raise

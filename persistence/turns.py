@@ -2,8 +2,8 @@
 
 The driver's pool is not fair, and transactions on one hot Session only cost each other attempts.
 So what people ask for, and what is due, comes to the pool through lanes, which together have fewer
-places than it has connections: a flood in one of them takes nothing from the others. Refusals,
-deliveries and looks go past. All lines are bounded: who finds his full is refused at
+places than it has connections (of a pool of five or more): a flood in one of them takes nothing
+from the others. Refusals, deliveries and looks go past. All lines are bounded: who finds his full is refused at
 once, and may ask again. They only save work: between processes the database decides.
 """
 
@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # What those who wait for one Session may take of the queue. Of 1,000 places it leaves one Session
-# 250, which is about what it is served within the time that one may wait; others find the rest.
+# 250, and it is served as many within the time that one may wait; others find the rest.
 _SESSION_SHARE: Final = 0.25
 
 # A timer waits longer than commands do: who stands before it has had his turn or given up by then.
@@ -42,10 +42,10 @@ class Lane(StrEnum):
     VIEWS = "views"
     """Goals, Sessions and snapshots, as they are shown to people."""
     TIMERS = "timers"
-    """Due commands; never more than a look has claimed."""
+    """Due commands and what the payment service has settled: never more than looks have claimed."""
 
 
-# Places, for each of those of commands. All together are fewer than the pool has connections: some
+# Places, for each of those of commands. All together are fewer than the pool has connections; some
 # are left for refusals, which ask a majority when the next in line has the turn, and deliveries.
 _SHARE_OF: Final = {
     Lane.COMMANDS: 1.0,

@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from structlog.testing import capture_logs
 
 from gateway.broker import BrokerUnavailable, MemoryBroker, MemoryBus, Publication
 from gateway.redis_broker import HEARTBEAT_MAX_S, RedisBroker
@@ -496,6 +497,27 @@ async def test_of_what_is_recoverable_the_last_is_kept_and_not_for_ever(redis_ur
 
         assert 20_000 <= await admin.xlen(recovery(node)._key) < 21_000
         assert 590_000 < await admin.pttl(recovery(node)._key) <= 600_000
+
+
+@pytest.mark.parametrize(("batches", "lost"), [(30, False), (46, True)])
+async def test_a_gap_in_which_more_was_told_than_is_kept_is_told_of(
+    redis_url: str, batches: int, lost: bool
+) -> None:
+    async with cut_off(redis_url) as (node, other, line, _):
+        await other.broker.publish_recoverable(recoverable("a1"))
+        await node.got(1)
+
+        line.cut()
+        await until(lambda: not node.broker.alive)
+        for _ in range(batches):
+            await other.broker.publish_recoverable(recoverable(*["c"] * 500))
+        await other.broker.publish_recoverable(recoverable("a2"))
+        with capture_logs() as logs:
+            line.mend()
+            await node.until(lambda: node.gaps == 1)
+
+        assert await node.got(2) == [b"a1", b"a2"]
+        assert ("broker_gap_not_filled" in [each["event"] for each in logs]) is lost
 
 
 async def test_a_redis_that_can_keep_nothing_still_carries_what_is_recoverable(

@@ -301,4 +301,4 @@ def test_the_limit_of_open_files_is_judged_by_what_the_apps_may_have(
     assert (finding.good, finding.fatal) == (good, False)
     if not good:
         assert "may have 100000 sockets" in finding.text
-        assert "LimitNOFILE=100064" in finding.text
+        assert "LimitNOFILE=100128" in finding.text

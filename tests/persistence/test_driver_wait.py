@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pymongo
+import pymongo.asynchronous.pool
 import pymongo.lock
 import pymongo.network_layer
 import pymongo.pool_shared
@@ -60,6 +61,18 @@ async def test_a_cancellation_that_comes_with_the_answer_is_not_lost(module: Mod
 
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+def test_a_driver_whose_inside_is_not_known_reads_as_it_always_did(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = object()
+    monkeypatch.setattr(pymongo.asynchronous.pool, "async_receive_message", own)
+    monkeypatch.setattr(pymongo, "version_tuple", (4, 99, 0))
+
+    mend_driver_wait()
+
+    assert pymongo.asynchronous.pool.async_receive_message is own  # type: ignore[attr-defined]
 
 
 @pytest.fixture

@@ -631,6 +631,28 @@ class TestSettle:
         assert (row["state"], row["outcome"]) == ("ended", "refunded")
         assert till.world.movements(goal_id) == ["hold", "release"]
 
+    async def test_a_declined_goal_does_not_wait_behind_a_flood_of_commands(
+        self, till: Till, port: EscrowClient
+    ) -> None:
+        """Else the service would be told the same release again and again until it is over."""
+        goal_id = await closing(till, "release")
+        busy = await till.world.add_node(
+            port=port, deadline_s=DEADLINE_S, concurrency=1, queue_size=1
+        )
+
+        async def wait_for_a_place() -> None:
+            async with busy.store.turns.turn():
+                pass
+
+        async with busy.store.turns.turn():
+            waiting = asyncio.create_task(wait_for_a_place())
+            await asyncio.sleep(0)
+            assert await till.work(busy) == 1
+            assert not waiting.done()
+        await waiting
+
+        assert till.world.goal_row(goal_id)["state"] == "ended"
+
     async def test_a_crash_between_settling_and_the_record_settles_once(
         self, till: Till, port: EscrowClient, steps: Steps
     ) -> None:

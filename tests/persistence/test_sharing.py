@@ -6,8 +6,10 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pymongo
 import pytest
 
+from persistence import sharing
 from persistence.errors import StoreOverloaded, StoreUnavailable
 from persistence.sharing import Apart, Shared
 
@@ -271,6 +273,44 @@ async def test_the_last_to_come_leads_since_he_has_most_of_his_time_left() -> No
 
     assert await asyncio.gather(*asked) == [3, 3, 3]
     assert led_by == [asked[2]]
+
+
+async def test_he_leads_who_has_most_of_his_time_left_whoever_came_last() -> None:
+    """A go fails for all when its leader runs out of time."""
+    led_by: list[asyncio.Task[object] | None] = []
+
+    async def together(items: Sequence[int]) -> int:
+        led_by.append(asyncio.current_task())
+        return len(items)
+
+    shared = Shared(together, at_once=1)
+
+    async def ask(item: int, left_s: float) -> int:
+        with pymongo.timeout(left_s):
+            return await shared.do(item)
+
+    asked = [asyncio.create_task(ask(item, left_s)) for item, left_s in enumerate((1, 30, 2))]
+
+    assert await asyncio.gather(*asked) == [3, 3, 3]
+    assert led_by == [asked[1]]
+
+
+async def test_nobody_waits_for_long_behind_those_who_have_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sharing, "_PATIENCE_S", 0.1)
+    work = Work()
+    [stuck] = await work.ask_in_turn(1)
+    *left, stays = await work.ask_in_turn(*range(2, 19))
+    for each in left:
+        each.cancel()
+
+    async with asyncio.timeout(5):
+        await work.second.wait()
+
+    assert work.goes == [(1,), (18,)]
+    work.end(2)
+    assert await asyncio.gather(stuck, stays) == [(1,), (18,)]
 
 
 async def test_nobody_waits_for_long_behind_a_go_that_is_stuck() -> None:

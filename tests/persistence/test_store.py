@@ -266,6 +266,39 @@ async def test_what_ran_out_of_time_is_ended_when_mongodb_can_be_reached_again(
     await assert_free(world)
 
 
+async def test_to_end_a_transaction_late_ends_no_other_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver lends the id of a session that has ended to the next one."""
+    store = world.node.store
+    world.raw["goal_records"].insert_one({"_id": "one", "count": 0})
+    ask, may_kill, killed = AsyncDatabase.command, asyncio.Event(), asyncio.Event()
+
+    async def command(database: Any, what: Any, *arguments: Any, **named: Any) -> Any:
+        if what == "killSessions":
+            await may_kill.wait()
+        answer = await ask(database, what, *arguments, **named)
+        if what == "killSessions":
+            killed.set()
+        return answer
+
+    monkeypatch.setattr(AsyncDatabase, "command", command)
+    await conflict_out_of_time(store)
+    attempts = 0
+
+    async def body() -> None:
+        nonlocal attempts
+        attempts += 1
+        await store.requests.insert_one({"_id": "of another"})
+        may_kill.set()
+        await killed.wait()
+
+    await store.transact(body)
+
+    assert attempts == 1
+    assert world.documents()["requests"] == [{"_id": "of another"}]
+
+
 async def test_survivors_end_what_a_killed_process_left_open(world: World) -> None:
     killed = (await world.add_node()).store
     survivor = (await world.add_node(deadline_s=0.5)).store

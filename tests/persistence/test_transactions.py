@@ -11,6 +11,7 @@ from persistence.errors import StoreDamaged
 from persistence.faults import Step
 from persistence.intents import Done
 from persistence.store import Store
+from persistence.transactions import Transactions, Writes
 from statemachine.goal import CommandName
 from tests.persistence.world import World, code_of, goal_id_of
 
@@ -178,6 +179,25 @@ async def test_one_whose_posting_is_there_already_fails_alone(
     assert isinstance(answers.pop(5), StoreDamaged)
     assert [type(answer) for answer in answers] == [Done] * 7
     assert world.goal_row(invited[5])["state"] == "invited"
+
+
+async def test_what_is_too_big_for_one_message_is_written_apart(
+    world: World, transactions: list[int]
+) -> None:
+    """Twelve ends of shows with long lists of media sources may be."""
+    store = world.node.store
+    together = Transactions(store)
+    rows = [{"_id": f"big:{number}", "what": "x" * (7 << 20)} for number in range(3)]
+
+    async def commit(row: dict[str, str]) -> None:
+        async with store.reading():
+            await together.commit(Writes(CommandName.FINISH, requests=[row]))
+
+    await asyncio.gather(*map(commit, rows))
+
+    assert world.raw["requests"].count_documents({}) == 3
+    # One of all, and each.
+    assert len(transactions) == 4
 
 
 async def test_a_document_that_is_locked_keeps_nobody_else_waiting(
