@@ -3,8 +3,8 @@
 The driver's pool is not fair, and transactions on one hot Session only cost each other attempts.
 So what people ask for, and what is due, comes to the pool through lanes, which together have fewer
 places than it has connections (of a pool of five or more): a flood in one of them takes nothing
-from the others. Refusals, deliveries and looks go past. All lines are bounded: who finds his full is refused at
-once, and may ask again. They only save work: between processes the database decides.
+from the others. Refusals, deliveries and looks go past. All lines are bounded: who finds his full
+is refused at once, and may ask again. They only save work: between processes the database decides.
 """
 
 from __future__ import annotations
