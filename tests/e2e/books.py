@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from bson import ObjectId
 from pymongo import AsyncMongoClient
+from pymongo.read_concern import ReadConcern
 
 from tests.e2e.inbox import PATIENCE_S
 
@@ -139,8 +140,11 @@ class Books:
         return await self.goal(goal_id)
 
     async def until_delivered(self, *, timeout_s: float = PATIENCE_S) -> None:
-        """Waits until no goal has an outbox entry: every push of every commit is out."""
-        goals = self.database["goals"]
+        """Waits until no goal has an outbox entry: every push of every commit is out.
+
+        As a majority has it, which is what a gateway shows from then on.
+        """
+        goals = self.database.get_collection("goals", read_concern=ReadConcern("majority"))
 
         async def holds() -> bool:
             waiting = await goals.count_documents({"outbox.0": {"$exists": True}})

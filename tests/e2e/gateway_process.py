@@ -7,21 +7,21 @@ import hashlib
 import hmac
 import itertools
 import json
-import sys
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
 import jwt
 
 from persistence.embedded_process import ServerGuard, ServerProcess, free_port
+from tests.e2e.forking_guard import DUET, forking_guard
 from tests.gateway.harness import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 APP_ID = "7"
 APP_KEY = "e2e-key"
@@ -37,8 +37,7 @@ secret = "{APP_SECRET}"
 client_events = true
 """
 
-# The command as it was installed beside the interpreter of the tests.
-DUET_SERVE = (str(Path(sys.executable).with_name("duet")), "serve")
+DUET_SERVE = (DUET, "serve")
 
 START_DEADLINE_S = 30.0
 STOP_GRACE_S = 15.0
@@ -122,7 +121,8 @@ class Gateway:
         if self.process is None:
             self.port = free_port()
             self.name = f"gateway-{next(_NUMBERS)}"
-            self.process = ServerProcess(self.guard, self.name, stop_grace_s=STOP_GRACE_S)
+            guard = forking_guard() if self.argv == DUET_SERVE else self.guard
+            self.process = ServerProcess(guard, self.name, stop_grace_s=STOP_GRACE_S)
         variables = [f"{name}={value}" for name, value in self.environment().items()]
         self.process.start(["/usr/bin/env", *variables, *self.argv])
 

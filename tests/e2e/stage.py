@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 import uuid
 from collections import Counter
 from contextlib import AsyncExitStack
@@ -63,12 +64,21 @@ class Stage:
         await socket.subscribe_own()
         return socket
 
-    async def open_session(self, streamer_id: str, *, gateway: Gateway | None = None) -> str:
-        """Lets a streamer go live."""
-        response = await (gateway or self.gateway).call(
-            "POST", "/sessions", user_id=streamer_id, role="streamer", body={}
-        )
-        assert response.status_code == 201, response.text
+    async def open_session(
+        self, streamer_id: str, *, gateway: Gateway | None = None, patience_s: float = 0.0
+    ) -> str:
+        """Lets a streamer go live; asks again for so long while the gateway can't say."""
+        give_up_at_s = time.monotonic() + patience_s
+        told = {201}
+        while True:
+            response = await (gateway or self.gateway).call(
+                "POST", "/sessions", user_id=streamer_id, role="streamer", body={}
+            )
+            if response.status_code != 503 or time.monotonic() >= give_up_at_s:
+                break
+            # He may be live already.
+            told = {200, 201}
+        assert response.status_code in told, response.text
         session_id: str = response.json()["id"]
         self.session_id = session_id
         return session_id

@@ -39,6 +39,7 @@ from gateway.settings import Settings
 from gateway.telemetry import configure_logging
 from persistence import faults
 from persistence.embedded_process import free_port
+from tests.e2e.forking_guard import GATEWAY_MODULES
 from tests.e2e.gateway_process import APP_KEY, CLIENT_ID, JWT_SECRET
 
 if TYPE_CHECKING:
@@ -63,14 +64,8 @@ _NUMBERS = itertools.count(1)
 # imports in it once more, and what a gateway imports only when it starts. The order counts.
 _PRELOADED = (
     __name__,
-    "gateway.cli",
+    *GATEWAY_MODULES,
     "pytest",
-    "certifi",
-    "httpcore",
-    "tomllib",
-    "uvicorn.lifespan.on",
-    "uvicorn.loops.auto",
-    "uvloop",
     "tests.faults.forking",
 )
 

@@ -315,6 +315,8 @@ def duet(gateway: Gateway, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+# Six processes, one after the other.
+@pytest.mark.timeout(180)
 async def test_an_operator_sees_dead_letters_and_has_them_said_again(
     gateway_with: GatewayBuilder,
     books: Books,
