@@ -12,19 +12,26 @@ from persistence.embedded_process import ServerGuard, ServerProcess, free_port
 from tests.e2e.forking_guard import DUET, ForkingServerGuard, forking_guard
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tests.e2e.gateway_process import Gateway
+
+
+def wait_until(holds: Callable[[], bool], process: ServerProcess) -> None:
+    """Looks again and again: a process that is not this one's child tells nobody."""
+    give_up_at_s = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < give_up_at_s, process.log_text()
+        time.sleep(0.02)
 
 
 def ended(guard: ServerGuard, argv: Sequence[str]) -> tuple[int, str]:
     """How a process ends, and what it said until then."""
     process = ServerProcess(guard, "ends-by-itself", stop_grace_s=10)
     process.start(argv)
-    give_up_at_s = time.monotonic() + 30
-    while (code := process.exit_code()) is None:
-        assert time.monotonic() < give_up_at_s, process.log_text()
-        time.sleep(0.02)
+    wait_until(lambda: process.exit_code() is not None, process)
+    code = process.exit_code()
+    assert code is not None
     return code, process.log_text()
 
 
@@ -59,10 +66,7 @@ def test_a_signal_ends_it_as_it_ends_the_command(
         }
         variables = [f"{name}={value}" for name, value in settings.items()]
         process.start(["/usr/bin/env", *variables, DUET, "serve"])
-        give_up_at_s = time.monotonic() + 30
-        while "gateway_started" not in process.log_text():
-            assert time.monotonic() < give_up_at_s, process.log_text()
-            time.sleep(0.02)
+        wait_until(lambda: "gateway_started" in process.log_text(), process)  # noqa: B023 - now
         process.stop()
         codes.append(process.exit_code())
 
@@ -76,8 +80,5 @@ def test_it_ends_with_its_guard() -> None:
 
     os.kill(guard.pid, signal.SIGKILL)
 
-    give_up_at_s = time.monotonic() + 10
-    while Path(f"/proc/{process.pid}").exists():
-        assert time.monotonic() < give_up_at_s
-        time.sleep(0.02)
+    wait_until(lambda: not Path(f"/proc/{process.pid}").exists(), process)
     guard.close()
